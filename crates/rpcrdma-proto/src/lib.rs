@@ -2,9 +2,17 @@
 //!
 //! Nothing in this crate touches a socket, a clock or a thread: bytes come in through `decode` and `handle_*`
 //! functions, bytes go out through `encode`, and the time is always an argument.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`xdr`] | reading and writing External Data Representation, with chunks spliced in or left out |
+//! | [`rpc`] | ONC RPC Call and Reply headers, credentials, error Replies |
+//! | [`rpcrdma`] | the RPC-over-RDMA header, chunk lists, message shapes, credits, Requester and Responder |
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod rpc;
+pub mod rpcrdma;
 pub mod xdr;

@@ -58,12 +58,18 @@ pub enum XdrError {
 impl fmt::Display for XdrError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Short { need, have } => write!(f, "the message ends early: {need} bytes wanted, {have} left"),
-            Self::TooLong { len, max } => write!(f, "an item of {len} bytes or elements where {max} is the most"),
+            Self::Short { need, have } => {
+                write!(f, "the message ends early: {need} bytes wanted, {have} left")
+            }
+            Self::TooLong { len, max } => {
+                write!(f, "an item of {len} bytes or elements where {max} is the most")
+            }
             Self::NotBool(v) => write!(f, "{v:#x} where a boolean belongs"),
             Self::BadEnum(v) => write!(f, "unknown discriminant {v:#x}"),
             Self::NotUtf8 => f.write_str("text that is not UTF-8"),
-            Self::ChunkLength { item, chunk } => write!(f, "a chunk of {chunk} bytes for an item of {item} bytes"),
+            Self::ChunkLength { item, chunk } => {
+                write!(f, "a chunk of {chunk} bytes for an item of {item} bytes")
+            }
             Self::StrayChunk { position } => write!(f, "a chunk at position {position}, where none may be"),
         }
     }
@@ -239,7 +245,10 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// Those of the boolean and of `read`.
-    pub fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, XdrError>) -> Result<Option<T>, XdrError> {
+    pub fn option<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, XdrError>,
+    ) -> Result<Option<T>, XdrError> {
         if self.bool()? { read(self).map(Some) } else { Ok(None) }
     }
 
