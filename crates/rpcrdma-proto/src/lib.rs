@@ -15,4 +15,6 @@ extern crate alloc;
 
 pub mod rpc;
 pub mod rpcrdma;
+#[cfg(test)]
+mod testing;
 pub mod xdr;

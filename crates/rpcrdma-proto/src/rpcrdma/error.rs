@@ -74,7 +74,7 @@ pub enum HeaderFault {
         /// Position of the later chunk, which lies inside the earlier.
         second: u32,
     },
-    /// A segment reaches beyond the last address there can be.
+    /// The end of a segment is not a 64-bit address.
     SegmentWraps {
         /// Its offset.
         offset: u64,
