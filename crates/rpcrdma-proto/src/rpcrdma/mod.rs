@@ -16,8 +16,13 @@
 //! stored.
 
 pub mod chunk;
+pub mod credits;
 pub mod error;
 pub mod header;
+pub mod requester;
+
+#[cfg(test)]
+mod tests;
 
 pub use chunk::{ReadChunk, ReadChunks, ReadList, ReadSegment, Segment, WriteChunk, WriteList};
 pub use error::{ChunkTooSmall, HeaderFault, PeerMisbehaved};
