@@ -1,1 +1,5 @@
-//! Under construction.
+//! NFS over RDMA in userspace: client, server, and the driver that joins protocol and fabric.
+
+pub mod export;
+pub mod memory;
+pub mod server;

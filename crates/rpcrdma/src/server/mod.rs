@@ -1,0 +1,3 @@
+//! The server: transports that take Calls, and the service that executes them.
+
+pub mod service;
