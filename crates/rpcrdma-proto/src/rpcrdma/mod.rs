@@ -3,7 +3,7 @@
 //! # Operation
 //! A *transport message* is what one Send carries: an RPC-over-RDMA header, then (in an RDMA_MSG) the RPC message,
 //! reduced by the data items that travel as chunks. [`header`] and [`chunk`] turn the header into values and back;
-//! `shape` decides how a Call or a Reply travels; `private_data` agrees on the inline thresholds that this
+//! [`shape`] decides how a Call or a Reply travels; [`private_data`] agrees on the inline thresholds that this
 //! decision needs.
 //!
 //! # When it breaks
@@ -19,7 +19,9 @@ pub mod chunk;
 pub mod credits;
 pub mod error;
 pub mod header;
+pub mod private_data;
 pub mod requester;
+pub mod shape;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,11 @@ pub use error::{ChunkTooSmall, HeaderFault, PeerMisbehaved};
 pub use header::{Answer, Body, ChunkLists, Header, HeaderError, Limits, Placed, Proc, RdmaError};
 
 pub use crate::rpc::Xid;
+pub use private_data::{PrivateData, Thresholds};
+pub use shape::{
+    CallForm, CallShape, CallSize, HeaderTooLong, ItemPlace, NoRoom, ReplyOffer, ReplyRoom, ReplyShape,
+    SegmentCounts,
+};
 
 /// The version of RPC-over-RDMA that this crate speaks.
 pub const VERSION: u32 = 1;
