@@ -41,6 +41,15 @@ pub enum XdrError {
     BadEnum(u32),
     /// Text that has to be UTF-8 and is not.
     NotUtf8,
+    /// An item of length 0 where something has to be, such as a file handle.
+    Empty,
+    /// A count and the length of the item it counts differ.
+    CountMismatch {
+        /// The count.
+        count: u32,
+        /// The length of the item.
+        len: usize,
+    },
     /// A chunk is neither as long as its item nor as long as the padded item (RFC 8166 section 3.4.5).
     ChunkLength {
         /// Length of the item as its inline count says.
@@ -67,6 +76,10 @@ impl fmt::Display for XdrError {
             Self::NotBool(v) => write!(f, "{v:#x} where a boolean belongs"),
             Self::BadEnum(v) => write!(f, "unknown discriminant {v:#x}"),
             Self::NotUtf8 => f.write_str("text that is not UTF-8"),
+            Self::Empty => f.write_str("an empty item where something has to be"),
+            Self::CountMismatch { count, len } => {
+                write!(f, "a count of {count} beside an item of {len} bytes")
+            }
             Self::ChunkLength { item, chunk } => {
                 write!(f, "a chunk of {chunk} bytes for an item of {item} bytes")
             }

@@ -21,6 +21,7 @@ pub mod error;
 pub mod header;
 pub mod private_data;
 pub mod requester;
+pub mod responder;
 pub mod shape;
 
 #[cfg(test)]
