@@ -3,7 +3,7 @@
 //! # Operation
 //! A [`Requester`] is born when a connection is, with no Receive and no grant. The driver tells it of every Receive it
 //! posts. When a Call is waiting, the driver asks for a [`CallPermit`]; if there is one, it exposes the Call's memory on
-//! this connection ([`Requester::registered`]), and spends the permit, which writes the transport header. Every
+//! this connection ([`CallPermit::registered`]), and spends the permit, which writes the transport header. Every
 //! message that arrives goes through [`Requester::receive`], which says which Call it ends, and how.
 //!
 //! # Why no Call can leave too early
@@ -206,12 +206,6 @@ impl Requester {
         self.account.receive_posted();
     }
 
-    /// Memory has been exposed on this connection.
-    #[must_use]
-    pub fn registered(&self, segment: Segment) -> Registered {
-        Registered { connection: self.id, segment }
-    }
-
     /// The right to send one Call, if there is one now.
     pub fn permit(&mut self) -> Option<CallPermit<'_>> {
         let permit = self.account.permit()?;
@@ -301,6 +295,12 @@ pub struct CallPermit<'a> {
 }
 
 impl CallPermit<'_> {
+    /// Memory has been exposed, for this Call, on this connection.
+    #[must_use]
+    pub fn registered(&self, segment: Segment) -> Registered {
+        Registered { connection: self.id, segment }
+    }
+
     /// Sends a Call: writes its transport header to the front of `out` and returns the header's length. The rest of the
     /// Send, which the caller adds, is the inline part of the RPC message; a Long Call has none.
     ///

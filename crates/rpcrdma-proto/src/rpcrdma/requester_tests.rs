@@ -50,9 +50,11 @@ fn a_reply_ends_its_call_and_opens_the_window() {
 
 #[test]
 fn memory_of_another_connection_is_refused_and_costs_no_permit() {
-    let old = Requester::new(ConnectionId(0), 8);
+    let mut old = Requester::new(ConnectionId(0), 8);
+    old.receive_posted();
     let mut r = requester(1);
-    let stale = CallChunks { result: Some(old.registered(segment(5, 100))), ..CallChunks::default() };
+    let stale =
+        CallChunks { result: old.permit().map(|p| p.registered(segment(5, 100))), ..CallChunks::default() };
     assert_eq!(send(&mut r, 1, stale), Err(SendError::ForeignMemory));
     assert_eq!(r.account().outstanding(), 0);
     assert!(r.permit().is_some());
@@ -84,7 +86,7 @@ fn returned_chunks_are_checked() {
         (segment(6, 60), Err(PeerMisbehaved::SegmentChanged { index: 0 })),
     ] {
         let mut r = requester(1);
-        let room = r.registered(segment(5, 100));
+        let room = r.permit().unwrap().registered(segment(5, 100));
         send(&mut r, 1, CallChunks { result: Some(room), ..CallChunks::default() }).unwrap();
         let mut lists = ChunkLists::default();
         lists.write.push(WriteChunk::from_iter([returned]));
@@ -100,7 +102,7 @@ fn returned_chunks_are_checked() {
 #[test]
 fn only_the_answered_calls_memory_may_be_invalidated() {
     let mut r = requester(2);
-    let room = r.registered(segment(5, 100));
+    let room = r.permit().unwrap().registered(segment(5, 100));
     send(&mut r, 1, CallChunks { result: Some(room), ..CallChunks::default() }).unwrap();
     let mut lists = ChunkLists::default();
     lists.write.push(WriteChunk::from_iter([segment(5, 0)]));
