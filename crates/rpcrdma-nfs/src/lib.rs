@@ -15,4 +15,15 @@
 #[cfg(test)]
 extern crate alloc;
 
+pub mod acl;
+mod list;
+pub mod mount;
 pub mod v3;
+
+/// The bytes that a test writes as hexadecimal digits; white space is skipped.
+#[cfg(test)]
+pub(crate) fn hex(s: &str) -> alloc::vec::Vec<u8> {
+    let digits: alloc::vec::Vec<u8> =
+        s.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16).unwrap() as u8).collect();
+    digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect()
+}
