@@ -1,0 +1,1 @@
+//! What every export has to do, whatever it is made of.
