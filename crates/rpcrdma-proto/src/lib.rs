@@ -7,13 +7,17 @@
 //! | --- | --- |
 //! | [`xdr`] | reading and writing External Data Representation, with chunks spliced in or left out |
 //! | [`rpc`] | ONC RPC Call and Reply headers, credentials, error Replies |
+//! | [`record`] | record marking, for RPC on TCP |
+//! | [`rpcbind`] | the types of rpcbind, program 100000 |
 //! | [`rpcrdma`] | the RPC-over-RDMA header, chunk lists, message shapes, credits, Requester and Responder |
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod record;
 pub mod rpc;
+pub mod rpcbind;
 pub mod rpcrdma;
 #[cfg(test)]
 mod testing;

@@ -584,7 +584,7 @@ impl Cursor<'_> {
             }
             self.need(ReadSegment::ENCODED - 4)?;
             let position = self.word()?;
-            if position % 4 != 0 {
+            if !position.is_multiple_of(4) {
                 return Err(HeaderFault::UnalignedPosition { position });
             }
             let segment = self.segment()?;
