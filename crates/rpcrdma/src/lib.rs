@@ -1,5 +1,6 @@
 //! NFS over RDMA in userspace: client, server, and the driver that joins protocol and fabric.
 
+pub mod client;
 pub mod export;
 pub mod memory;
 pub mod server;

@@ -1,0 +1,63 @@
+//! What a client counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter that many read and few write.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Raises it to `n` if it is lower.
+    pub fn raise(&self, n: u64) {
+        self.0.fetch_max(n, Ordering::Relaxed);
+    }
+
+    /// Sets it.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counters of a client, over all of its connections.
+#[derive(Debug, Default)]
+pub struct ClientMetrics {
+    /// Calls sent, each transmission counted.
+    pub calls: Counter,
+    /// Replies received, transport errors included.
+    pub replies: Counter,
+    /// Connections made.
+    pub connects: Counter,
+    /// Attempts to connect in vain.
+    pub connect_failures: Counter,
+    /// Connections lost.
+    pub losses: Counter,
+    /// Calls sent again, on a later connection than before.
+    pub retransmissions: Counter,
+    /// Connections on which exactly one Call was outstanding until the first Reply (RFC 8166 section 3.3.3).
+    pub single_starts: Counter,
+    /// Connections on which more were. Always 0; here so that anybody can see that it is.
+    pub early_sends: Counter,
+    /// Most Calls outstanding at one time on one connection.
+    pub most_outstanding: Counter,
+    /// The largest grant received.
+    pub most_granted: Counter,
+    /// Calls for which the number outstanding passed the grant. Always 0.
+    pub overruns: Counter,
+    /// Messages that answered nothing.
+    pub strays: Counter,
+    /// Bytes that peers placed in registered memory or sent inline as results.
+    pub bytes_in: Counter,
+    /// Bytes of arguments sent, inline or as chunks.
+    pub bytes_out: Counter,
+}
