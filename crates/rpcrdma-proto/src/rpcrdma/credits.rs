@@ -112,6 +112,9 @@ impl Permit<'_> {
     }
 }
 
+/// Receives beyond the grant, for messages that are not Calls.
+const SPARE: u32 = 2;
+
 /// The Responder's account of one connection.
 #[derive(Debug)]
 pub struct Promises {
@@ -173,10 +176,23 @@ impl Promises {
         self.posted
     }
 
-    /// Receives that must be posted so that every promise is covered and the wanted grant can be given.
+    /// Receives to post now. Together with the Calls in hand they cover every promise and the wanted grant, with a few
+    /// to spare for messages that are not Calls. A client that floods us finds no more than that: Calls in hand are not
+    /// replaced until they are answered.
     #[must_use]
     pub fn receives_wanted(&self) -> u32 {
-        self.wanted.max(self.promised).saturating_sub(self.posted)
+        self.target().saturating_sub(self.posted.saturating_add(self.held))
+    }
+
+    /// Receives to post before one of the Calls in hand is answered: its credit goes back to the client with the Reply,
+    /// so its Receive has to be there first.
+    #[must_use]
+    pub fn receives_wanted_to_answer(&self) -> u32 {
+        self.target().saturating_sub(self.posted.saturating_add(self.held.saturating_sub(1)))
+    }
+
+    fn target(&self) -> u32 {
+        self.wanted.max(self.promised).saturating_add(SPARE)
     }
 
     /// Changes what later Replies grant. Lowering it does not shrink what has been promised: Calls under the old grant
@@ -297,7 +313,7 @@ mod tests {
         assert!(p.hold());
         assert_eq!(p.answer(), Ok(3));
         assert!(p.covered());
-        assert_eq!(p.receives_wanted(), 61);
+        assert_eq!(p.receives_wanted(), 63, "64 and 2 to spare, and 3 are posted");
     }
 
     #[test]
@@ -329,6 +345,18 @@ mod tests {
     }
 
     #[test]
+    fn calls_in_hand_are_not_replaced_before_they_are_answered() {
+        let mut p = Promises::new(4);
+        (0..6).for_each(|_| p.receive_posted());
+        for _ in 0..6 {
+            p.receive_consumed();
+            p.hold();
+            assert_eq!(p.receives_wanted(), 0);
+            assert_eq!(p.receives_wanted_to_answer(), 1);
+        }
+    }
+
+    #[test]
     fn a_call_beyond_the_grant_is_noticed() {
         let mut p = Promises::new(2);
         (0..4).for_each(|_| p.receive_posted());
@@ -349,8 +377,10 @@ mod tests {
         p.set_wanted(1);
         p.receive_consumed();
         p.hold();
-        assert_eq!(p.receives_wanted(), 1, "what was promised stays covered");
+        assert_eq!(p.receives_wanted(), 2, "8 promised and 2 to spare; 7 posted and 1 in hand");
+        assert_eq!(p.receives_wanted_to_answer(), 3, "what was promised stays covered");
         p.receive_posted();
         assert_eq!(p.answer(), Ok(1));
+        assert!(p.covered());
     }
 }

@@ -174,6 +174,12 @@ impl Responder {
         self.promises.receives_wanted()
     }
 
+    /// Receives to post before a Call in hand is answered.
+    #[must_use]
+    pub fn receives_wanted_to_answer(&self) -> u32 {
+        self.promises.receives_wanted_to_answer()
+    }
+
     /// A Receive has been posted on this connection.
     pub fn receive_posted(&mut self) {
         self.promises.receive_posted();
