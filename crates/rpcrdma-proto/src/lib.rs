@@ -9,12 +9,14 @@
 //! | [`rpc`] | ONC RPC Call and Reply headers, credentials, error Replies |
 //! | [`record`] | record marking, for RPC on TCP |
 //! | [`rpcbind`] | the types of rpcbind, program 100000 |
+//! | [`drc`] | the duplicate request cache |
 //! | [`rpcrdma`] | the RPC-over-RDMA header, chunk lists, message shapes, credits, Requester and Responder |
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod drc;
 pub mod record;
 pub mod rpc;
 pub mod rpcbind;
