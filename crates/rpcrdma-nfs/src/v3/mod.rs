@@ -13,3 +13,6 @@ pub use field::Data;
 pub use results::{Failure, Outcome};
 pub use status::Status;
 pub use types::*;
+
+#[cfg(test)]
+mod tests;
