@@ -1,0 +1,673 @@
+//! The server's end of an RPC-over-RDMA connection: from a received Call to its Reply.
+//!
+//! # Operation
+//! One task owns a connection. A Call arrives in a Receive; its Read chunks, if it has any, are pulled by RDMA Reads into
+//! regions from the pools; then the service executes it, on this thread if it can, on a blocking thread if it must. The
+//! bulk result is written by RDMA Write from the region into which the file was read, chained ahead of the Send that
+//! carries the Reply, so that both leave in one system call and the data is there when the Reply is seen.
+//!
+//! # Ownership
+//! While a Call is in our hands the connection's table holds its Receive and its sinks ([`InService`]); during an RDMA
+//! Read the queue pair holds the sink, during blocking execution the blocking thread holds both, during the Write the
+//! queue pair holds the result. Every region finds its way back to its pool by being dropped.
+//!
+//! # When it breaks
+//! A lost connection drops the table. Blocking work that is under way goes on; its result is dropped, and the client,
+//! which sends the Call again on another connection, is answered from the duplicate request cache. Nothing that a peer
+//! sends ends more than its own connection.
+//!
+//! # Limits
+//! Calls in hand are bounded by the posted Receives, which cover the grant and little more. Memory for chunks comes from
+//! the server's pools; a Call that finds none waits in [`Stage::NeedBuffer`].
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use rpcrdma_fabric::{
+    Answer, BoxQueuePair, Completion, Listener, Lost, Op, Pool, QpLimits, Region, RemoteSegment, RemoteSegments, Request,
+    Shutdown, Stag, Start, Work,
+};
+use rpcrdma_proto::{
+    rpcrdma::{
+        Header, Limits, Segment,
+        private_data::{PrivateData, Thresholds},
+        responder::{Arrived, DroppedMessage, HeldCall, Refusal, ReplyFault, Responder, Stage, Step},
+        shape::ItemPlace,
+    },
+    xdr::{Chunk, Hole, Writer, padded},
+};
+use slab::Slab;
+use smallvec::SmallVec;
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    metrics::ServerMetrics,
+    service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
+};
+use crate::memory::Pools;
+
+/// How a server's RDMA connections behave.
+#[derive(Clone, Debug)]
+pub struct RdmaConfig {
+    /// Credits to grant: Calls that a client may have outstanding on a connection.
+    pub grant: u32,
+    /// Size in bytes of Sends and Receives: the inline thresholds offered, 1024 to 65536.
+    pub inline: u32,
+    /// Whether Replies may invalidate the client's memory where the client allows it.
+    pub remote_invalidation: bool,
+    /// Bounds on the chunk lists of a Call.
+    pub limits: Limits,
+    /// Connections at one time; more are turned away.
+    pub connections: usize,
+}
+
+impl Default for RdmaConfig {
+    fn default() -> Self {
+        Self { grant: 64, inline: 4096, remote_invalidation: true, limits: Limits::default(), connections: 1024 }
+    }
+}
+
+/// What all connections of a server share.
+pub(crate) struct Shared {
+    pub(crate) service: Arc<dyn Service>,
+    pub(crate) pools: Pools,
+    pub(crate) config: RdmaConfig,
+    pub(crate) metrics: Arc<ServerMetrics>,
+}
+
+/// Takes connections until `stop` changes.
+pub(crate) async fn serve(mut listener: Box<dyn Listener>, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(tokio::sync::Semaphore::new(shared.config.connections));
+    loop {
+        let accepted = std::future::poll_fn(|cx| listener.poll_accept(cx));
+        let request = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            request = accepted => request,
+        };
+        let request = match request {
+            Ok(request) => request,
+            Err(e) => {
+                // Out of file descriptors, most likely: go on when some have been closed.
+                warn!("cannot accept RDMA connections: {e}");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            warn!(peer = %request.peer_addr(), "turned away: {} connections are open", shared.config.connections);
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            serve_one(request, shared, stop).await;
+            drop(place);
+        });
+    }
+}
+
+async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let peer = request.peer_addr();
+    let config = &shared.config;
+    let ours = PrivateData::new(config.inline, config.inline, config.remote_invalidation);
+    // Receives for the grant and to spare, Calls in hand, and Replies on their way out.
+    let inline = Pool::new(config.inline as usize, config.grant as usize * 3 + 16);
+    let mut responder_parts = None;
+    let accepted = request
+        .accept(Box::new(|private_data| {
+            let theirs = PrivateData::parse(private_data).unwrap_or_default();
+            let thresholds = Thresholds::agree(theirs, ours);
+            let invalidate = config.remote_invalidation && theirs.remote_invalidation();
+            let mut responder = Responder::new(config.grant, thresholds.reply, invalidate, config.limits);
+            let recvs: Vec<Region> = (0..responder.receives_wanted()).map_while(|_| inline.take()).collect();
+            recvs.iter().for_each(|_| responder.receive_posted());
+            responder_parts = Some(responder);
+            let limits = QpLimits {
+                recvs: config.grant as usize + 16,
+                sends: (config.grant as usize + 16) * 4,
+                ..QpLimits::default()
+            };
+            Answer::Accept(Start { private_data: ours.encode().to_vec(), recvs, limits })
+        }))
+        .await;
+    let (qp, responder) = match (accepted, responder_parts) {
+        (Ok(qp), Some(responder)) => (qp, responder),
+        (Err(e), _) => {
+            debug!(%peer, "connection set-up failed: {e}");
+            shared.metrics.refused.add(1);
+            return;
+        }
+        (Ok(_), None) => return,
+    };
+    shared.metrics.connections.add(1);
+    debug!(%peer, transport = qp.peer().transport, "connected");
+    let mut connection = Connection {
+        qp,
+        responder,
+        origin: Origin { peer, carrier: Carrier::Rdma },
+        shared: Arc::clone(&shared),
+        inline,
+        calls: Slab::with_capacity(config.grant as usize + 4),
+        starved: VecDeque::new(),
+        retry: Box::pin(sleep(Duration::ZERO)),
+        done: Vec::with_capacity(64),
+        reply: OutgoingReply::default(),
+        offline: Arc::default(),
+        returned: Vec::new(),
+        stopping: false,
+    };
+    let why = std::future::poll_fn(|cx| {
+        if !connection.stopping && Pin::new(&mut std::pin::pin!(stop.wait_for(|s| *s))).poll(cx).is_ready() {
+            connection.stopping = true;
+            connection.qp.shutdown(Shutdown::Graceful);
+        }
+        connection.poll(cx)
+    })
+    .await;
+    shared.metrics.closed.add(1);
+    shared.metrics.overruns.add(connection.responder.overruns());
+    info!(%peer, "RDMA connection ended: {why}");
+}
+
+/// A Call in our hands.
+struct InService {
+    stage: Stage,
+    held: Option<HeldCall>,
+    /// What it came in. Gone while a blocking thread has it.
+    body: Option<Body>,
+    /// RDMA Reads that have not completed.
+    reads_left: usize,
+}
+
+/// The bytes of a Call.
+struct Body {
+    recv: Region,
+    len: usize,
+    payload: usize,
+    /// The RPC message of a Long Call.
+    message: Option<Region>,
+    /// Its length.
+    message_len: usize,
+    /// Data chunks in order of position.
+    items: SmallVec<[Item; 1]>,
+}
+
+struct Item {
+    position: u32,
+    len: usize,
+    /// `None` while the RDMA Read is under way.
+    data: Option<Region>,
+}
+
+impl Body {
+    fn message(&self) -> &[u8] {
+        match &self.message {
+            Some(region) => region.get(..self.message_len).unwrap_or_default(),
+            None => self.recv.get(self.payload..self.len).unwrap_or_default(),
+        }
+    }
+
+    fn serve(
+        &self,
+        origin: Origin,
+        patience: Patience,
+        service: &dyn Service,
+        pools: &Pools,
+        reply: &mut OutgoingReply,
+    ) -> Served {
+        let chunks: SmallVec<[Chunk<'_>; 1]> = (self.items.iter())
+            .map(|i| Chunk {
+                position: i.position,
+                data: i.data.as_ref().and_then(|d| d.get(..i.len)).unwrap_or_default(),
+            })
+            .collect();
+        service.serve(&IncomingCall { origin, message: self.message(), chunks: &chunks }, patience, pools, reply)
+    }
+}
+
+/// What a blocking thread gives back.
+struct Executed {
+    index: usize,
+    served: Served,
+    reply: OutgoingReply,
+}
+
+/// Where blocking threads put their results.
+#[derive(Default)]
+struct Offline {
+    executed: Vec<Executed>,
+    task: Option<Waker>,
+}
+
+/// One connection, from birth to death.
+struct Connection {
+    qp: BoxQueuePair,
+    responder: Responder,
+    origin: Origin,
+    shared: Arc<Shared>,
+    inline: Pool,
+    calls: Slab<InService>,
+    /// Calls in [`Stage::NeedBuffer`], in the order of arrival.
+    starved: VecDeque<usize>,
+    /// When to look for memory again.
+    retry: Pin<Box<Sleep>>,
+    done: Vec<Completion>,
+    /// The Reply in the making, kept for its memory.
+    reply: OutgoingReply,
+    offline: Arc<Mutex<Offline>>,
+    returned: Vec<Executed>,
+    stopping: bool,
+}
+
+/// Marks in a work identifier what the work was for; the rest is the Call's index.
+const SEND: u64 = 0xffff;
+const WRITE: u64 = 0xfffe;
+/// The Position Zero Read chunk. Lower marks are indices of data chunks.
+const MESSAGE: u64 = 0xfffd;
+
+fn work_id(index: usize, mark: u64) -> u64 {
+    (index as u64) << 16 | mark
+}
+
+/// Turns without a break before others on this thread get theirs.
+const TURNS: usize = 32;
+/// How long a Call without memory waits before it looks again.
+const RETRY: Duration = Duration::from_millis(2);
+
+impl Connection {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Lost> {
+        for _ in 0..TURNS {
+            let polled = self.qp.poll(cx, &mut self.done);
+            let mut done = std::mem::take(&mut self.done);
+            let mut moved = !done.is_empty();
+            for completion in done.drain(..) {
+                self.complete(completion);
+            }
+            self.done = done;
+            if let Poll::Ready(Err(lost)) = polled {
+                return Poll::Ready(lost);
+            }
+            moved |= self.take_executed(cx);
+            moved |= self.feed_starved(cx);
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        match completion {
+            Completion::Received { buf, len, .. } => self.received(buf, len),
+            Completion::Done { id, op: Op::Read, buf } => self.pulled((id >> 16) as usize, id & 0xffff, buf),
+            Completion::Done { id, op: Op::Send, .. } if id & 0xffff == SEND => self.finish((id >> 16) as usize, Step::Sent),
+            // Results and messages that were written go back to their pools. What is flushed goes down with the rest.
+            Completion::Done { .. } | Completion::Flushed { .. } | Completion::Reclaimed { .. } => {}
+        }
+    }
+
+    fn received(&mut self, buf: Region, len: usize) {
+        let message = buf.get(..len).unwrap_or_default();
+        match self.responder.receive(message) {
+            Arrived::Call(held) => {
+                self.shared.metrics.calls.add(1);
+                let items = (held.reads().items.iter())
+                    .map(|c| Item { position: c.position, len: c.length as usize, data: None })
+                    .collect();
+                let body = Body {
+                    payload: held.payload(),
+                    recv: buf,
+                    len,
+                    message: None,
+                    message_len: held.reads().call.as_ref().map_or(0, |c| c.length as usize),
+                    items,
+                };
+                let whole = held.reads().call.is_none() && body.items.is_empty();
+                let index = self.calls.insert(InService {
+                    stage: Stage::NeedBuffer,
+                    held: Some(held),
+                    body: Some(body),
+                    reads_left: 0,
+                });
+                if whole {
+                    self.execute(index);
+                } else if !self.starved.is_empty() || !self.pull(index) {
+                    self.starved.push_back(index);
+                }
+            }
+            Arrived::Refused(refusal, why) => {
+                self.shared.metrics.refused_calls.add(1);
+                debug!(peer = %self.origin.peer, "refused a Call: {why}");
+                self.refuse(refusal);
+            }
+            Arrived::Dropped(why) => {
+                self.shared.metrics.dropped.add(1);
+                match why {
+                    DroppedMessage::Header(e) => debug!(peer = %self.origin.peer, "dropped a message: {e}"),
+                    DroppedMessage::NotACall(xid) => {
+                        debug!(peer = %self.origin.peer, "dropped a message with XID {xid} that is not a Call");
+                    }
+                }
+            }
+        }
+        self.post_receives(self.responder.receives_wanted());
+    }
+
+    fn post_receives(&mut self, count: u32) {
+        for _ in 0..count {
+            let Some(buf) = self.inline.take() else { return };
+            match self.qp.post_recv(buf) {
+                Ok(()) => self.responder.receive_posted(),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Posts RDMA Reads for a Call's chunks. `false` if there is not enough memory now.
+    fn pull(&mut self, index: usize) -> bool {
+        let Some(InService { held: Some(held), body: Some(body), stage, reads_left }) = self.calls.get_mut(index) else {
+            return true;
+        };
+        let reads = held.reads();
+        let pools = &self.shared.pools;
+        let mut sinks: SmallVec<[(u64, Region, RemoteSegments); 2]> = SmallVec::new();
+        let chunks = (reads.call.iter().map(|c| (MESSAGE, c)))
+            .chain(reads.items.iter().enumerate().map(|(nth, c)| (nth as u64, c)));
+        for (mark, chunk) in chunks {
+            let Some(sink) = pools.take(chunk.length as usize) else { return false };
+            sinks.push((mark, sink, remote(&chunk.segments)));
+        }
+        *stage = advance(*stage, Step::ReadsPosted);
+        for (mark, sink, from) in sinks {
+            if from.is_empty() {
+                // A chunk of no bytes is here already.
+                body.place(mark, sink);
+                continue;
+            }
+            let work = Work::Read { id: work_id(index, mark), buf: sink, at: 0, from };
+            match self.qp.post(work) {
+                Ok(()) => *reads_left += 1,
+                Err(refused) => {
+                    // The client offers memory that cannot be read on this connection; it will not get better.
+                    warn!(peer = %self.origin.peer, "cannot read a Call's chunks: {refused}");
+                    self.qp.shutdown(Shutdown::Abort);
+                    return true;
+                }
+            }
+        }
+        if *reads_left == 0 {
+            self.execute(index);
+        }
+        true
+    }
+
+    /// An RDMA Read has completed.
+    fn pulled(&mut self, index: usize, mark: u64, sink: Region) {
+        let Some(call) = self.calls.get_mut(index) else { return };
+        if let Some(body) = &mut call.body {
+            self.shared.metrics.bytes_in.add(body.place(mark, sink) as u64);
+        }
+        call.reads_left = call.reads_left.saturating_sub(1);
+        if call.reads_left == 0 {
+            self.execute(index);
+        }
+    }
+
+    /// All of a Call is here.
+    fn execute(&mut self, index: usize) {
+        let Some(call) = self.calls.get_mut(index) else { return };
+        call.stage = advance(call.stage, Step::Complete);
+        let (Some(held), Some(body)) = (&call.held, &call.body) else { return };
+        if body.message.is_some()
+            && let Err(why) = held.check(body.message())
+        {
+            debug!(peer = %self.origin.peer, "refused a Long Call: {why}");
+            self.shared.metrics.refused_calls.add(1);
+            return self.refuse_held(index);
+        }
+        let mut reply = std::mem::take(&mut self.reply);
+        let Shared { service, pools, .. } = &*self.shared;
+        let served = body.serve(self.origin, Patience::Now, &**service, pools, &mut reply);
+        if served == Served::WouldBlock {
+            self.execute_offline(index);
+        } else {
+            self.served(index, served, &mut reply);
+        }
+        self.reply = reply;
+    }
+
+    /// Moves a Call to a blocking thread.
+    fn execute_offline(&mut self, index: usize) {
+        let Some(body) = self.calls.get_mut(index).and_then(|c| c.body.take()) else { return };
+        let shared = Arc::clone(&self.shared);
+        let offline = Arc::clone(&self.offline);
+        let origin = self.origin;
+        tokio::task::spawn_blocking(move || {
+            let mut reply = OutgoingReply::default();
+            let served = body.serve(origin, Patience::Wait, &*shared.service, &shared.pools, &mut reply);
+            drop(body);
+            let task = {
+                let mut offline = offline.lock().unwrap_or_else(PoisonError::into_inner);
+                offline.executed.push(Executed { index, served, reply });
+                offline.task.take()
+            };
+            if let Some(task) = task {
+                task.wake();
+            }
+        });
+    }
+
+    /// Answers what blocking threads have executed. Whether there was anything.
+    fn take_executed(&mut self, cx: &mut Context<'_>) -> bool {
+        {
+            let mut offline = self.offline.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut offline.executed, &mut self.returned);
+            match &mut offline.task {
+                Some(w) => w.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+        }
+        let mut returned = std::mem::take(&mut self.returned);
+        let any = !returned.is_empty();
+        for Executed { index, served, mut reply } in returned.drain(..) {
+            self.served(index, served, &mut reply);
+        }
+        self.returned = returned;
+        any
+    }
+
+    /// Lets Calls that wait for memory try again. Whether any got on.
+    fn feed_starved(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut fed = false;
+        while let Some(&index) = self.starved.front() {
+            if self.pull(index) {
+                self.starved.pop_front();
+                fed = true;
+                continue;
+            }
+            // Memory comes back on other connections' tasks, which do not know of us.
+            while self.retry.as_mut().poll(cx).is_ready() {
+                self.retry.as_mut().reset(Instant::now() + RETRY);
+            }
+            break;
+        }
+        fed
+    }
+
+    /// The service is done with a Call.
+    fn served(&mut self, index: usize, served: Served, reply: &mut OutgoingReply) {
+        match served {
+            Served::Reply => self.send_reply(index, reply),
+            Served::Silent => {
+                if let Some(held) = self.calls.get_mut(index).and_then(|c| c.held.take()) {
+                    self.responder.forget(held);
+                }
+                self.finish(index, Step::Sent);
+                self.post_receives(self.responder.receives_wanted());
+            }
+            Served::Close | Served::WouldBlock => {
+                debug!(peer = %self.origin.peer, "closing the connection over a message that is no RPC");
+                self.qp.shutdown(Shutdown::Abort);
+            }
+        }
+        reply.message = Writer::reuse(std::mem::take(&mut reply.message).into_parts().0);
+        reply.data = None;
+    }
+
+    fn send_reply(&mut self, index: usize, reply: &mut OutgoingReply) {
+        let Some(held) = self.calls.get_mut(index).and_then(|c| c.held.take()) else { return };
+        self.post_receives(self.responder.receives_wanted_to_answer());
+        let hole = reply.message.hole();
+        let item = hole.map(|h| h.len as u32);
+        let plan = match self.responder.reply(held, reply.message.len(), item) {
+            Ok(plan) => plan,
+            Err(ReplyFault::NoRoom(held, why)) => {
+                debug!(peer = %self.origin.peer, "answered ERR_CHUNK: {why}");
+                self.shared.metrics.no_room.add(1);
+                self.set_held(index, held);
+                return self.refuse_held(index);
+            }
+            Err(ReplyFault::NoReceive(_)) => return self.give_up("no Receive could be posted"),
+        };
+        let Some(mut buf) = self.inline.take() else { return self.give_up("out of Send buffers") };
+        let Some(header) = plan.header.encode_into(&mut buf) else { return self.give_up("the header is too long") };
+        let mut posted = true;
+        if let (Some(chunk), Some(hole)) = (plan.result_chunk(), hole)
+            && hole.len > 0
+        {
+            let Some(data) = reply.data.take() else { return self.give_up("a result has no data") };
+            self.shared.metrics.bytes_out.add(hole.len as u64);
+            let work = Work::Write { id: work_id(index, WRITE), buf: data, at: 0, to: remote(chunk) };
+            posted &= self.qp.post(work).is_ok();
+        }
+        // The result, if it travels with the message.
+        let item = match (plan.item, hole) {
+            (Some(ItemPlace::Inline), Some(hole)) => {
+                let data = reply.data.as_deref().and_then(|d| d.get(..hole.len)).unwrap_or_default();
+                if data.len() != hole.len {
+                    return self.give_up("a result is shorter than it says");
+                }
+                self.shared.metrics.bytes_out.add(hole.len as u64);
+                Some((hole, data))
+            }
+            _ => None,
+        };
+        let message = reply.message.as_slice();
+        let mut len = header;
+        if let Some(chunk) = plan.reply_chunk() {
+            let total = chunk.length() as usize;
+            let mut region = self.shared.pools.take(total).unwrap_or_else(|| Region::alloc(total));
+            assemble(message, item, &mut region);
+            let work = Work::Write { id: work_id(index, WRITE), buf: region, at: 0, to: remote(chunk) };
+            posted &= self.qp.post(work).is_ok();
+        } else {
+            len += assemble(message, item, &mut buf[header..]);
+        }
+        let invalidate = plan.invalidate.map(Stag);
+        posted &= self.qp.post(Work::Send { id: work_id(index, SEND), buf, len, invalidate }).is_ok();
+        self.finish(index, Step::Replied);
+        if posted {
+            self.shared.metrics.replies.add(1);
+        } else {
+            self.give_up("the Send queue is full");
+        }
+    }
+
+    fn set_held(&mut self, index: usize, held: HeldCall) {
+        if let Some(call) = self.calls.get_mut(index) {
+            call.held = Some(held);
+        }
+    }
+
+    /// Answers a Call in our hands with ERR_CHUNK.
+    fn refuse_held(&mut self, index: usize) {
+        if let Some(held) = self.calls.get_mut(index).and_then(|c| c.held.take()) {
+            self.refuse(Responder::error(held));
+        }
+        self.finish(index, Step::Sent);
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.post_receives(self.responder.receives_wanted_to_answer());
+        let (Ok(header), Some(mut buf)) = (self.responder.refuse(refusal), self.inline.take()) else {
+            return self.give_up("no memory for an RDMA_ERROR");
+        };
+        let Some(len) = Header::encode_into(&header, &mut buf) else { return self.give_up("an RDMA_ERROR is too long") };
+        // Its completion concerns no Call.
+        if self.qp.post(Work::Send { id: WRITE, buf, len, invalidate: None }).is_err() {
+            self.give_up("the Send queue is full");
+        }
+    }
+
+    /// A Reply that cannot be sent at all: closing the connection is the only way to tell the client (RFC 8166 section
+    /// 4.5).
+    fn give_up(&mut self, why: &str) {
+        warn!(peer = %self.origin.peer, "closing the connection, a Reply cannot be sent: {why}");
+        self.qp.shutdown(Shutdown::Abort);
+    }
+
+    fn finish(&mut self, index: usize, step: Step) {
+        let Some(call) = self.calls.get_mut(index) else { return };
+        call.stage = advance(call.stage, step);
+        match call.stage {
+            Stage::Done => drop(self.calls.try_remove(index)),
+            // The Call's own memory is not needed for its Reply.
+            Stage::Sending => call.body = None,
+            _ => {}
+        }
+    }
+}
+
+impl Body {
+    /// Takes the sink of a completed RDMA Read; returns the bytes in it.
+    fn place(&mut self, mark: u64, sink: Region) -> usize {
+        if mark == MESSAGE {
+            self.message = Some(sink);
+            return self.message_len;
+        }
+        let Some(item) = self.items.get_mut(mark as usize) else { return 0 };
+        item.data = Some(sink);
+        item.len
+    }
+}
+
+/// The stage after a step. A step that cannot happen is a mistake of ours; in release the stage stays.
+fn advance(stage: Stage, step: Step) -> Stage {
+    let next = stage.next(step);
+    debug_assert!(next.is_some(), "{step:?} in {stage:?}");
+    next.unwrap_or(stage)
+}
+
+/// Segments with something in them, for the fabric.
+fn remote(segments: &[Segment]) -> RemoteSegments {
+    (segments.iter().filter(|s| s.length > 0))
+        .map(|s| RemoteSegment { stag: Stag(s.handle), offset: s.offset, len: s.length })
+        .collect()
+}
+
+/// Puts a message together, with an item and its pad at the item's hole, and returns its length.
+fn assemble(message: &[u8], item: Option<(Hole, &[u8])>, out: &mut [u8]) -> usize {
+    let Some((hole, data)) = item else {
+        out[..message.len()].copy_from_slice(message);
+        return message.len();
+    };
+    let (head, tail) = message.split_at(hole.at);
+    let end = hole.at + padded(data.len());
+    out[..hole.at].copy_from_slice(head);
+    out[hole.at..][..data.len()].copy_from_slice(data);
+    out[hole.at + data.len()..end].fill(0);
+    out[end..][..tail.len()].copy_from_slice(tail);
+    end + tail.len()
+}

@@ -1,0 +1,770 @@
+//! RPC over TCP: records in, Calls to the service, records out (RFC 5531 section 11).
+//!
+//! # Operation
+//! One task per connection reads what the socket has, cuts it into records and shows each to the [`Service`]. What is
+//! answered at once goes to the outbox; what would block moves to a blocking thread and its Reply joins the outbox
+//! when it is done, so Replies leave in any order. The outbox leaves with vectored writes, many Replies in one.
+//!
+//! # Ownership
+//! Records that fit are served where the socket's bytes landed. A long record, which is a WRITE, gets a region of its
+//! own from the pools and the socket reads straight into it. A Reply's bulk data stays in the region that the service
+//! handed over until the socket has taken its last byte. Nothing else of the connection outlives it: a Call that is
+//! being executed when the connection ends runs to its end, and its Reply is dropped.
+//!
+//! # When it breaks
+//! A record that is too long, too fragmented or not whole words ends the connection without an answer, and so does
+//! whatever the service says cannot be answered. A peer that stops in the middle of a record, or stops taking
+//! Replies, is cut off after [`Limits::stall`].
+//!
+//! # Limits
+//! Those of [`Limits`]. When one is reached the connection is not read, and TCP tells the peer. If the pools are empty
+//! a connection may allocate the region for one record itself, so peers that hold the pools cannot lock others out.
+
+use std::{
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    io::{self, IoSlice},
+    mem,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use rpcrdma_fabric::Region;
+use rpcrdma_proto::xdr::{Hole, Writer, pad};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+    time::{Instant, Sleep},
+};
+
+use crate::{
+    memory::{MAX_TRANSFER, Pools},
+    server::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
+};
+
+/// Length of a connection's receive buffer. Records that fit are served in place.
+const INBOX: usize = 16 << 10;
+/// Most slices in one vectored write.
+const SLICES: usize = 64;
+/// Replies leave at the latest when so many bytes of them wait.
+const FLUSH_AT: usize = 256 << 10;
+/// Buffers that are larger are not kept for later messages.
+const KEEP: usize = 64 << 10;
+/// Zero bytes for XDR padding.
+const PAD: [u8; 3] = [0; 3];
+/// The bit of a record mark that says "last fragment".
+const LAST: u32 = 1 << 31;
+
+/// What a TCP server allows its peers.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Most connections at a time. More are accepted and closed at once.
+    pub connections: usize,
+    /// Most Calls of one connection that are being executed or whose Replies have not left.
+    pub calls: usize,
+    /// A connection whose Replies waiting to leave exceed so many bytes is not read.
+    pub outbox: usize,
+    /// Most bytes in a record.
+    pub record: usize,
+    /// Most fragments in a record.
+    pub fragments: u32,
+    /// How long a peer may stop in the middle of a record, or not take what is sent to it.
+    pub stall: Duration,
+    /// How long a shutdown waits for Calls in execution.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            calls: 128,
+            outbox: 4 << 20,
+            record: MAX_TRANSFER,
+            fragments: 1024,
+            stall: Duration::from_secs(60),
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What happened so far. Each is a sum over all connections since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Connections closed at once because there were too many.
+    pub refused: AtomicU64,
+    /// Records received.
+    pub records: AtomicU64,
+    /// Replies handed to the socket in full.
+    pub replies: AtomicU64,
+    /// Calls that went to a blocking thread.
+    pub blocking: AtomicU64,
+    /// Connections closed because of what the peer sent.
+    pub misbehaved: AtomicU64,
+    /// Connections closed because the peer stalled.
+    pub stalled: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Serves RPC on a TCP listener until `shutdown` completes; then Calls in execution get [`Limits::grace`] to end.
+///
+/// A failure of one connection is that connection's alone; failures to accept are retried.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    service: Arc<dyn Service>,
+    pools: Pools,
+    limits: Limits,
+    counters: Arc<Counters>,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let (stop, stopped) = watch::channel(false);
+    let limits = Arc::new(limits);
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, mostly: the listener stays ready, so without a pause this would spin.
+                tracing::warn!(%error, "cannot accept a TCP connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            count(&counters.refused);
+            tracing::debug!(%peer, "too many TCP connections");
+            continue;
+        };
+        count(&counters.accepted);
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%peer, %error, "socket options");
+        }
+        let connection = Connection::new(
+            stream,
+            peer,
+            Arc::clone(&service),
+            pools.clone(),
+            Arc::clone(&limits),
+            Arc::clone(&counters),
+        );
+        let stopped = stopped.clone();
+        connections.spawn(async move {
+            connection.run(stopped).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    let _ = stop.send(true);
+    while connections.join_next().await.is_some() {}
+}
+
+/// No delay for small Replies, and probes that find out about peers that vanished.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)?;
+    Ok(())
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+enum End {
+    /// The peer closed it between records, or a shutdown is complete.
+    Closed,
+    /// The peer closed it inside a record.
+    Truncated,
+    /// The peer sent what cannot be answered.
+    Misbehaved(Misbehaviour),
+    /// The peer stopped sending or taking.
+    Stalled,
+    /// The socket failed.
+    Io(io::Error),
+}
+
+/// What a peer may not send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Misbehaviour {
+    /// A record of more bytes than allowed.
+    RecordTooLong(u64),
+    /// A record of more fragments than allowed.
+    TooManyFragments,
+    /// A record whose length is not a multiple of 4.
+    NotWords(usize),
+    /// A record that the service wants no more of.
+    NotACall,
+}
+
+/// A record that is put together in memory of its own: long, or in fragments.
+struct Partial {
+    region: Region,
+    /// Bytes there.
+    len: usize,
+    /// Bytes that this fragment still has to bring.
+    left: usize,
+    last: bool,
+    fragments: u32,
+    /// Not from the pools.
+    own: bool,
+}
+
+/// What the inbox has to offer.
+enum Next {
+    /// A record, at this place of the buffer.
+    InPlace { at: usize, len: usize },
+    /// A record in memory of its own.
+    Apart(Held),
+    /// Nothing whole.
+    Incomplete,
+    /// A record wants a region, and all are in use, the connection's own too.
+    NoMemory,
+}
+
+/// The memory of a Call that is not in the inbox.
+enum Held {
+    Bytes(Vec<u8>),
+    Region { region: Region, len: usize, own: bool },
+}
+
+impl Held {
+    fn message(&self) -> &[u8] {
+        match self {
+            Self::Bytes(v) => v,
+            Self::Region { region, len, .. } => region.get(..*len).unwrap_or_default(),
+        }
+    }
+}
+
+/// A Reply on its way out.
+struct Outgoing {
+    mark: [u8; 4],
+    message: Vec<u8>,
+    hole: Option<(Hole, Region)>,
+    /// Bytes on the wire, mark and pad included.
+    len: usize,
+}
+
+impl Outgoing {
+    /// `None` if the service announced data that it did not hand over, which would garble the stream.
+    fn new(reply: OutgoingReply) -> Option<Self> {
+        let (message, hole) = reply.message.into_parts();
+        let hole = match hole {
+            None => None,
+            Some(hole) => {
+                let data = reply.data.filter(|d| d.len() >= hole.len && hole.at <= message.len())?;
+                Some((hole, data))
+            }
+        };
+        let record = message.len() + hole.as_ref().map_or(0, |(h, _)| h.len + pad(h.len));
+        let mark = u32::try_from(record).ok().filter(|n| n & LAST == 0)? | LAST;
+        Some(Self { mark: mark.to_be_bytes(), message, hole, len: record + 4 })
+    }
+
+    /// The bytes on the wire, in order.
+    fn pieces(&self) -> [&[u8]; 5] {
+        match &self.hole {
+            None => [&self.mark, &self.message, &[], &[], &[]],
+            Some((hole, data)) => {
+                let (head, tail) = self.message.split_at(hole.at);
+                [&self.mark, head, &data[..hole.len], &PAD[..pad(hole.len)], tail]
+            }
+        }
+    }
+}
+
+/// A Call on a blocking thread. It reports back when it is dropped, so that a panic of the service is noticed too.
+struct Job {
+    held: Option<Held>,
+    reply: OutgoingReply,
+    served: Served,
+    report: mpsc::UnboundedSender<Done>,
+}
+
+impl Job {
+    fn execute(mut self, service: &dyn Service, pools: &Pools, origin: Origin) {
+        let message = self.held.as_ref().map(Held::message).unwrap_or_default();
+        let call = IncomingCall { origin, message, chunks: &[] };
+        self.served = match service.serve(&call, Patience::Wait, pools, &mut self.reply) {
+            // Not an answer to `Patience::Wait`.
+            Served::WouldBlock => Served::Close,
+            served => served,
+        };
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let done = Done { held: self.held.take(), reply: mem::take(&mut self.reply), served: self.served };
+        // Nobody listens when the connection has ended meanwhile.
+        let _ = self.report.send(done);
+    }
+}
+
+/// What a [`Job`] reports.
+struct Done {
+    held: Option<Held>,
+    reply: OutgoingReply,
+    served: Served,
+}
+
+/// One connection. Everything is done by [`Connection::poll`], on one task.
+struct Connection {
+    stream: TcpStream,
+    origin: Origin,
+    service: Arc<dyn Service>,
+    pools: Pools,
+    limits: Arc<Limits>,
+    counters: Arc<Counters>,
+    /// Unread bytes are `inbox[start..end]`.
+    inbox: Region,
+    start: usize,
+    end: usize,
+    partial: Option<Partial>,
+    outbox: VecDeque<Outgoing>,
+    outbox_bytes: usize,
+    /// Bytes of the outbox's first Reply that have left.
+    sent: usize,
+    executing: usize,
+    report: mpsc::UnboundedSender<Done>,
+    done: mpsc::UnboundedReceiver<Done>,
+    /// Whether the region that this connection may have beyond the pools is in use.
+    own_region: bool,
+    /// False once a shutdown began or the peer sent its FIN: only what has been taken in is finished.
+    reading: bool,
+    spare: Vec<Vec<u8>>,
+    stall: Pin<Box<Sleep>>,
+    /// Whether `stall` runs.
+    armed: bool,
+}
+
+impl Connection {
+    fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        service: Arc<dyn Service>,
+        pools: Pools,
+        limits: Arc<Limits>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (report, done) = mpsc::unbounded_channel();
+        Self {
+            stream,
+            origin: Origin { peer, carrier: Carrier::Tcp },
+            service,
+            pools,
+            stall: Box::pin(tokio::time::sleep(limits.stall)),
+            limits,
+            counters,
+            inbox: Region::alloc(INBOX),
+            start: 0,
+            end: 0,
+            partial: None,
+            outbox: VecDeque::with_capacity(SLICES),
+            outbox_bytes: 0,
+            sent: 0,
+            executing: 0,
+            report,
+            done,
+            own_region: false,
+            reading: true,
+            spare: Vec::new(),
+            armed: false,
+        }
+    }
+
+    async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        let peer = self.origin.peer;
+        tracing::debug!(%peer, "TCP connection accepted");
+        let end = tokio::select! {
+            end = poll_fn(|cx| self.poll(cx)) => Some(end),
+            _ = stopped.wait_for(|stop| *stop) => None,
+        };
+        let end = match end {
+            Some(end) => end,
+            None => {
+                self.reading = false;
+                let grace = self.limits.grace;
+                tokio::time::timeout(grace, poll_fn(|cx| self.poll(cx))).await.unwrap_or(End::Stalled)
+            }
+        };
+        match end {
+            End::Misbehaved(how) => {
+                count(&self.counters.misbehaved);
+                tracing::info!(%peer, ?how, "TCP connection closed: the peer misbehaved");
+            }
+            End::Stalled => {
+                count(&self.counters.stalled);
+                tracing::info!(%peer, "TCP connection closed: the peer stalled");
+            }
+            End::Io(error) => tracing::debug!(%peer, %error, "TCP connection failed"),
+            End::Closed | End::Truncated => tracing::debug!(%peer, ?end, "TCP connection ended"),
+        }
+    }
+
+    /// Does all that can be done now.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        match self.poll_io(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(End::Closed),
+            Poll::Ready(Err(end)) => Poll::Ready(end),
+            Poll::Pending => self.poll_stall(cx),
+        }
+    }
+
+    /// Ready when nothing is left to do, or something failed.
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        loop {
+            // Always polled until it is pending, so that a Call which goes to a blocking thread below wakes this task.
+            while let Poll::Ready(Some(done)) = self.done.poll_recv(cx) {
+                self.executing -= 1;
+                self.finish(done)?;
+            }
+            let served = self.serve(cx)?;
+            let flushed = self.poll_flush(cx)?.is_ready();
+            if served == Stopped::Full && flushed && self.executing < self.limits.calls {
+                continue;
+            }
+            if served != Stopped::Drained {
+                return Poll::Pending;
+            }
+            if !self.reading {
+                let idle = flushed && self.executing == 0;
+                return if idle { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            match ready!(self.poll_fill(cx))? {
+                0 if self.partial.is_some() || self.start != self.end => {
+                    return Poll::Ready(Err(End::Truncated));
+                }
+                // Replies may still leave: the peer closed its direction only.
+                0 => self.reading = false,
+                _ => self.armed = false,
+            }
+        }
+    }
+
+    /// Serves the records in the inbox.
+    fn serve(&mut self, cx: &mut Context<'_>) -> Result<Stopped, End> {
+        loop {
+            if self.outbox_bytes >= FLUSH_AT {
+                // The outcome shows in what is left in the outbox.
+                let _ = self.poll_flush(cx)?;
+            }
+            if self.executing + self.outbox.len() >= self.limits.calls
+                || self.outbox_bytes >= self.limits.outbox
+            {
+                return Ok(Stopped::Full);
+            }
+            match self.next_record().map_err(End::Misbehaved)? {
+                Next::InPlace { at, len } => self.call(at, len)?,
+                Next::Apart(held) => self.call_apart(held)?,
+                Next::Incomplete => return Ok(Stopped::Drained),
+                Next::NoMemory => return Ok(Stopped::NoMemory),
+            }
+        }
+    }
+
+    /// Serves a record in the inbox.
+    fn call(&mut self, at: usize, len: usize) -> Result<(), End> {
+        let mut reply = self.new_reply();
+        let message = self.inbox.get(at..at + len).unwrap_or_default();
+        let call = IncomingCall { origin: self.origin, message, chunks: &[] };
+        match self.service.serve(&call, Patience::Now, &self.pools, &mut reply) {
+            Served::WouldBlock => {
+                let mut copy = self.spare.pop().unwrap_or_default();
+                copy.extend_from_slice(self.inbox.get(at..at + len).unwrap_or_default());
+                self.execute(Held::Bytes(copy), reply);
+                Ok(())
+            }
+            served => self.answer(served, reply),
+        }
+    }
+
+    /// Serves a record that has memory of its own.
+    fn call_apart(&mut self, held: Held) -> Result<(), End> {
+        let mut reply = self.new_reply();
+        let call = IncomingCall { origin: self.origin, message: held.message(), chunks: &[] };
+        match self.service.serve(&call, Patience::Now, &self.pools, &mut reply) {
+            Served::WouldBlock => {
+                self.execute(held, reply);
+                Ok(())
+            }
+            served => {
+                self.recycle(held);
+                self.answer(served, reply)
+            }
+        }
+    }
+
+    /// Moves a Call to a blocking thread.
+    fn execute(&mut self, held: Held, reply: OutgoingReply) {
+        count(&self.counters.blocking);
+        self.executing += 1;
+        let job = Job { held: Some(held), reply, served: Served::Close, report: self.report.clone() };
+        let (service, pools, origin) = (Arc::clone(&self.service), self.pools.clone(), self.origin);
+        tokio::task::spawn_blocking(move || job.execute(&*service, &pools, origin));
+    }
+
+    /// Takes over what a blocking thread did.
+    fn finish(&mut self, done: Done) -> Result<(), End> {
+        if let Some(held) = done.held {
+            self.recycle(held);
+        }
+        self.answer(done.served, done.reply)
+    }
+
+    fn answer(&mut self, served: Served, reply: OutgoingReply) -> Result<(), End> {
+        match served {
+            Served::Reply => {
+                // A Reply that cannot be sent is a fault of the service; the connection cannot go on without it.
+                let out = Outgoing::new(reply).ok_or(End::Misbehaved(Misbehaviour::NotACall))?;
+                self.outbox_bytes += out.len;
+                self.outbox.push_back(out);
+                Ok(())
+            }
+            Served::Silent => {
+                self.keep(reply.message.into_parts().0);
+                Ok(())
+            }
+            Served::WouldBlock | Served::Close => Err(End::Misbehaved(Misbehaviour::NotACall)),
+        }
+    }
+
+    fn new_reply(&mut self) -> OutgoingReply {
+        let buf = self.spare.pop().unwrap_or_default();
+        OutgoingReply { message: Writer::reuse(buf), data: None }
+    }
+
+    fn recycle(&mut self, held: Held) {
+        match held {
+            Held::Bytes(v) => self.keep(v),
+            Held::Region { own, .. } => self.own_region &= !own,
+        }
+    }
+
+    fn keep(&mut self, mut buf: Vec<u8>) {
+        if buf.capacity() <= KEEP && self.spare.len() < self.limits.calls {
+            buf.clear();
+            self.spare.push(buf);
+        }
+    }
+
+    /// Cuts the next record out of what has been received.
+    fn next_record(&mut self) -> Result<Next, Misbehaviour> {
+        loop {
+            let have = self.end - self.start;
+            if self.partial.as_ref().is_some_and(|p| p.left > 0) {
+                if have == 0 {
+                    return Ok(Next::Incomplete);
+                }
+                self.move_to_partial();
+                continue;
+            }
+            if let Some(p) = self.partial.take_if(|p| p.last) {
+                return self
+                    .whole(p.len)
+                    .map(|()| Next::Apart(Held::Region { region: p.region, len: p.len, own: p.own }));
+            }
+            let Some(mark) = self.inbox.get(self.start..self.end).and_then(|b| b.first_chunk::<4>()) else {
+                return Ok(Next::Incomplete);
+            };
+            let mark = u32::from_be_bytes(*mark);
+            let (len, last) = ((mark & !LAST) as usize, mark & LAST != 0);
+            let before = self.partial.as_ref().map_or(0, |p| p.len);
+            let total = before as u64 + len as u64;
+            if total > self.limits.record as u64 {
+                return Err(Misbehaviour::RecordTooLong(total));
+            }
+            if self.partial.is_none() && last {
+                if have >= 4 + len {
+                    let at = self.start + 4;
+                    self.start = at + len;
+                    return self.whole(len).map(|()| Next::InPlace { at, len });
+                }
+                if 4 + len <= self.inbox.len() {
+                    return Ok(Next::Incomplete);
+                }
+            }
+            if !self.begin_fragment(before + len, len, last)? {
+                return Ok(Next::NoMemory);
+            }
+        }
+    }
+
+    fn whole(&self, len: usize) -> Result<(), Misbehaviour> {
+        count(&self.counters.records);
+        if len.is_multiple_of(4) { Ok(()) } else { Err(Misbehaviour::NotWords(len)) }
+    }
+
+    /// Makes room for a fragment of `len` bytes, with which its record has `total`, and takes its mark. False if there
+    /// is no memory.
+    fn begin_fragment(&mut self, total: usize, len: usize, last: bool) -> Result<bool, Misbehaviour> {
+        let fragments = self.partial.as_ref().map_or(0, |p| p.fragments) + 1;
+        if fragments > self.limits.fragments {
+            return Err(Misbehaviour::TooManyFragments);
+        }
+        if self.partial.as_ref().is_none_or(|p| p.region.len() < total) {
+            let (mut region, own) = match self.pools.take(total) {
+                Some(region) => (region, false),
+                None if !self.own_region => (Region::alloc(self.limits.record), true),
+                None => return Ok(false),
+            };
+            self.own_region |= own;
+            let mut len = 0;
+            if let Some(old) = self.partial.take() {
+                len = old.len;
+                region[..len].copy_from_slice(&old.region[..len]);
+            }
+            self.partial = Some(Partial { region, len, left: 0, last: false, fragments: 0, own });
+        }
+        if let Some(p) = &mut self.partial {
+            (p.left, p.last, p.fragments) = (len, last, fragments);
+        }
+        self.start += 4;
+        Ok(true)
+    }
+
+    /// Moves what the inbox has of the current fragment.
+    fn move_to_partial(&mut self) {
+        let Some(p) = &mut self.partial else { return };
+        let n = p.left.min(self.end - self.start);
+        p.region[p.len..p.len + n].copy_from_slice(&self.inbox[self.start..self.start + n]);
+        p.len += n;
+        p.left -= n;
+        self.start += n;
+    }
+
+    /// Reads from the socket: into the long record that is being received, or into the inbox. Yields 0 at the end of
+    /// the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, End>> {
+        let stream = Pin::new(&mut self.stream);
+        // `serve` moved what the inbox had before it came here.
+        if let Some(p) = self.partial.as_mut().filter(|p| p.left > 0) {
+            let mut room = ReadBuf::new(&mut p.region[p.len..p.len + p.left]);
+            ready!(stream.poll_read(cx, &mut room)).map_err(End::Io)?;
+            let n = room.filled().len();
+            p.len += n;
+            p.left -= n;
+            return Poll::Ready(Ok(n));
+        }
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.start > 0 {
+            // Part of a record, at most as long as the inbox; its start moves to the front.
+            self.inbox.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let mut room = ReadBuf::new(&mut self.inbox[self.end..]);
+        ready!(stream.poll_read(cx, &mut room)).map_err(End::Io)?;
+        let n = room.filled().len();
+        self.end += n;
+        Poll::Ready(Ok(n))
+    }
+
+    /// Writes the outbox; ready when it is empty.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, End> {
+        while !self.outbox.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let n = gather(&self.outbox, self.sent, &mut slices);
+            match Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..n]) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Err(error)) => return Err(End::Io(error)),
+                Poll::Ready(Ok(0)) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => self.sent(n),
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Takes `n` bytes that have left from the outbox.
+    fn sent(&mut self, n: usize) {
+        self.armed = false;
+        self.sent += n;
+        while self.outbox.front().is_some_and(|first| first.len <= self.sent)
+            && let Some(first) = self.outbox.pop_front()
+        {
+            self.sent -= first.len;
+            self.outbox_bytes -= first.len;
+            count(&self.counters.replies);
+            self.keep(first.message);
+        }
+    }
+
+    /// Ready if the peer made no progress for too long where it owes some.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.outbox.is_empty() && self.partial.is_none() && self.start == self.end {
+            self.armed = false;
+            return Poll::Pending;
+        }
+        if !self.armed {
+            self.armed = true;
+            let at = Instant::now() + self.limits.stall;
+            self.stall.as_mut().reset(at);
+        }
+        // A connection whose own Calls keep it from reading owes nothing.
+        let busy = self.outbox.is_empty() && self.executing > 0;
+        match self.stall.as_mut().poll(cx) {
+            Poll::Ready(()) if busy => {
+                self.armed = false;
+                self.poll_stall(cx)
+            }
+            Poll::Ready(()) => Poll::Ready(End::Stalled),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// Why [`Connection::serve`] stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// There is no whole record.
+    Drained,
+    /// Replies have to leave first.
+    Full,
+    /// A Call in execution has to give back its memory first.
+    NoMemory,
+}
+
+/// The bytes of `outbox` from `skip` on, as slices; how many slices.
+fn gather<'a>(outbox: &'a VecDeque<Outgoing>, skip: usize, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
+    let mut skip = skip;
+    let mut n = 0;
+    for piece in outbox.iter().flat_map(Outgoing::pieces) {
+        let Some(piece) = piece.get(skip..) else {
+            skip -= piece.len();
+            continue;
+        };
+        skip = 0;
+        if piece.is_empty() {
+            continue;
+        }
+        let Some(slot) = slices.get_mut(n) else { break };
+        *slot = IoSlice::new(piece);
+        n += 1;
+    }
+    n
+}
+
+#[cfg(test)]
+mod tests;
