@@ -383,6 +383,13 @@ impl fmt::Display for Fault {
 
 impl core::error::Error for Fault {}
 
+impl From<XdrError> for Fault {
+    /// What arguments that do not decode are answered with, chunks of the wrong length included.
+    fn from(_: XdrError) -> Self {
+        Self::GarbageArgs
+    }
+}
+
 /// Writes the header of a successful Reply; the results follow.
 pub fn success(xid: Xid, w: &mut Writer) {
     for word in [xid.0, REPLY, MSG_ACCEPTED] {

@@ -293,3 +293,22 @@ impl WriteList {
         self.iter().map(WriteChunk::unused).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_of_anything_need_no_allocation() {
+        let segment = Segment::default();
+        let chunk = WriteChunk::from_iter([segment, segment]);
+        let list = WriteList::from_iter([chunk.clone(), chunk.clone()]);
+        let mut read = ReadList::new();
+        read.push_chunk(0, [segment]);
+        read.push_chunk(100, [segment]);
+        let chunks = read.chunks().unwrap();
+        assert!(!chunk.0.spilled() && !list.0.spilled() && !read.0.spilled());
+        assert!(!list.unused().0.spilled() && !chunk.returned(0).unwrap().0.spilled());
+        assert!(!chunks.items.spilled() && !chunks.items[0].segments.spilled());
+    }
+}

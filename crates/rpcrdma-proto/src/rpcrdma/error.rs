@@ -16,7 +16,7 @@ pub enum HeaderFault {
     },
     /// Another version of the protocol than [`super::VERSION`].
     Version(u32),
-    /// RDMA_MSGP, which no one may send any more (RFC 8166 section 4.5.2).
+    /// RDMA_MSGP, which no one may send any more (RFC 8166 section 4.6).
     Msgp,
     /// RDMA_DONE, which no one may send any more.
     Done,
@@ -151,7 +151,7 @@ impl core::error::Error for HeaderFault {}
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerMisbehaved {
-    /// A Reply carries a Read list; only a Requester exposes memory (RFC 8166 section 3.4.1).
+    /// A Reply carries a Read list; only a Requester exposes memory (RFC 8166 section 3.1).
     ReplyHasReadList {
         /// Segments in it.
         segments: usize,
@@ -210,7 +210,7 @@ pub enum PeerMisbehaved {
     },
     /// A Reply (or an RDMA_ERROR) for an XID that nobody waits for.
     ReplyToUnknownXid(Xid),
-    /// A Send with Invalidate named an STag that does not belong to the Call it answers (RFC 8166 section 4.1).
+    /// A Send with Invalidate named an STag that does not belong to the Call it answers.
     ForeignInvalidation {
         /// The STag.
         stag: u32,
@@ -222,7 +222,7 @@ pub enum PeerMisbehaved {
         /// The grant.
         granted: u32,
     },
-    /// A Call in the reverse direction that nobody asked for (RFC 8167 section 5.1).
+    /// A Call in the reverse direction that nobody asked for (RFC 8167).
     UnexpectedCall(Xid),
 }
 

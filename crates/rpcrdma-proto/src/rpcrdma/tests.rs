@@ -6,6 +6,7 @@ use alloc::{format, vec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::rpc::Fault;
 use crate::testing::hex;
 use crate::xdr::{Chunk, Encode, Reader, Writer, XdrError};
 
@@ -136,6 +137,33 @@ fn vectors_decode_to_their_fields_and_encode_to_their_bytes() {
         assert_eq!(out[at..], [0xee; 4], "{}", v.name);
         assert_eq!(v.header.encode_into(&mut out[..at - 1]), None, "{}", v.name);
     }
+}
+
+#[test]
+fn what_follows_the_header_is_the_rpc_message() {
+    use crate::rpc::{MessageType, Program, ReplyHeader, peek, receive};
+    let programs = [Program { number: 100_003, versions: &[(3, 22)] }];
+    let mut seen = [0, 0];
+    for v in vectors() {
+        if !matches!(v.header.body, Body::Msg(_)) || v.bytes.len() == v.at {
+            continue;
+        }
+        let (header, payload) = Header::open(&v.bytes, &Limits::default()).expect(v.name);
+        let (xid, direction) = peek(payload).expect(v.name);
+        assert_eq!(xid, header.xid, "{}", v.name);
+        let mut r = Reader::new(payload);
+        match direction {
+            MessageType::Call => {
+                assert_eq!(receive(&mut r, &programs).expect(v.name).header.xid, xid);
+                seen[0] += 1;
+            }
+            MessageType::Reply => {
+                assert_eq!(ReplyHeader::decode(&mut r).expect(v.name).status, Ok(()));
+                seen[1] += 1;
+            }
+        }
+    }
+    assert_eq!(seen, [3, 4]);
 }
 
 #[test]
@@ -278,6 +306,7 @@ fn a_read_chunk_is_as_long_as_its_item_or_as_the_padded_item() {
     // Any other length makes the arguments garbage; the transport header is fine.
     let longer = with_word(write_call(), 52, 5);
     assert_eq!(write_arguments(&longer), Err(XdrError::ChunkLength { item: 4099, chunk: 4101 }));
+    assert_eq!(Fault::from(write_arguments(&longer).unwrap_err()), Fault::GarbageArgs);
     let elsewhere = with_word(with_word(write_call(), 20, 100), 44, 100);
     assert!(matches!(write_arguments(&elsewhere), Err(XdrError::Short { .. })));
 }
