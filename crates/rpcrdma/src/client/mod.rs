@@ -2,10 +2,8 @@
 
 mod backoff;
 mod channel;
-mod metrics;
 mod rdma;
 
 pub use backoff::BackoffConfig;
 pub use channel::CallError;
-pub use metrics::{ClientMetrics, Counter};
 pub use rdma::RdmaConfig;

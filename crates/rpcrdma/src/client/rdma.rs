@@ -58,9 +58,8 @@ use tracing::{debug, info, warn};
 use super::{
     backoff::{Backoff, BackoffConfig},
     channel::{Call, CallError, Ended, Finished, Inbox, NewCall, Reply},
-    metrics::ClientMetrics,
 };
-use crate::memory::Pools;
+use crate::{memory::Pools, metrics::ClientMetrics};
 
 /// How a client's RDMA connections behave.
 #[derive(Clone, Debug)]

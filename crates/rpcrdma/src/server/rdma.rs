@@ -51,10 +51,9 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    metrics::ServerMetrics,
     service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
 };
-use crate::memory::Pools;
+use crate::{memory::Pools, metrics::ServerMetrics};
 
 /// How a server's RDMA connections behave.
 #[derive(Clone, Debug)]
@@ -165,11 +164,12 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
         reply: OutgoingReply::default(),
         offline: Arc::default(),
         returned: Vec::new(),
-        stopping: false,
     };
+    let mut stopped = std::pin::pin!(stop.wait_for(|stop| *stop));
+    let mut stopping = false;
     let why = std::future::poll_fn(|cx| {
-        if !connection.stopping && Pin::new(&mut std::pin::pin!(stop.wait_for(|s| *s))).poll(cx).is_ready() {
-            connection.stopping = true;
+        if !stopping && stopped.as_mut().poll(cx).is_ready() {
+            stopping = true;
             connection.qp.shutdown(Shutdown::Graceful);
         }
         connection.poll(cx)
@@ -267,7 +267,6 @@ struct Connection {
     reply: OutgoingReply,
     offline: Arc<Mutex<Offline>>,
     returned: Vec<Executed>,
-    stopping: bool,
 }
 
 /// Marks in a work identifier what the work was for; the rest is the Call's index.

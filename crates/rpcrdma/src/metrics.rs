@@ -1,4 +1,4 @@
-//! What a client counts.
+//! What clients and servers count.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -59,5 +59,32 @@ pub struct ClientMetrics {
     /// Bytes that peers placed in registered memory or sent inline as results.
     pub bytes_in: Counter,
     /// Bytes of arguments sent, inline or as chunks.
+    pub bytes_out: Counter,
+}
+
+/// Counters of a server, over all of its connections.
+#[derive(Debug, Default)]
+pub struct ServerMetrics {
+    /// RDMA connections made.
+    pub connections: Counter,
+    /// RDMA connections that have ended.
+    pub closed: Counter,
+    /// Connection requests that did not become a connection.
+    pub refused: Counter,
+    /// Calls received over RDMA.
+    pub calls: Counter,
+    /// Replies sent over RDMA.
+    pub replies: Counter,
+    /// Messages answered with RDMA_ERROR because their header is bad.
+    pub refused_calls: Counter,
+    /// Calls answered with ERR_CHUNK because their Reply had no room.
+    pub no_room: Counter,
+    /// Messages dropped without an answer.
+    pub dropped: Counter,
+    /// Calls that came beyond the grant.
+    pub overruns: Counter,
+    /// Bytes pulled by RDMA Read.
+    pub bytes_in: Counter,
+    /// Bytes of bulk results sent.
     pub bytes_out: Counter,
 }
