@@ -84,6 +84,21 @@ fn a_dropped_ticket_forgets_its_call() {
 }
 
 #[test]
+fn slots_are_used_again() {
+    let mut c = cache(3, 1 << 20);
+    for round in 0..100 {
+        put(&mut c, round, &[0; 700], at(u64::from(round) * 50));
+        drop(begin_new(&mut c, 1000 + round, at(u64::from(round) * 50)));
+    }
+    assert!(c.slots.len() <= 4, "{} slots for 3 entries", c.slots.len());
+    assert!(c.spares.is_empty(), "a large buffer was kept");
+    for round in 0..1000 {
+        put(&mut c, round, b"small", at(10_000));
+    }
+    assert!(c.slots.len() <= 4 && c.spares.len() <= 4);
+}
+
+#[test]
 fn tickets_may_be_dropped_by_other_threads() {
     fn send<T: Send>(_: &T) {}
     let mut c = cache(4, 4096);
@@ -114,8 +129,12 @@ fn everything_in_the_key_counts() {
         c.key(&header(1), b"args", 4, Client { transport: 1, ..HERE }),
         c.key(&header(1), b"args", 4, Client { address: [2; 16], ..HERE }),
     ];
+    let mut filled = cache(4, 4096);
+    put(&mut filled, 1, b"reply", at(0));
+    assert!(matches!(filled.begin(&base, at(0)), Begin::Done(b"reply")));
     for (i, other) in others.iter().enumerate() {
         assert_ne!(*other, base, "{i}");
+        assert!(matches!(filled.begin(other, at(0)), Begin::New(_)), "{i}");
     }
     // Only the first bytes of the arguments are looked at.
     let (mut a, mut b) = ([0u8; 300], [0u8; 300]);

@@ -273,7 +273,7 @@ impl WriteChunk {
             if theirs.length > 0 && !full {
                 return Err(PeerMisbehaved::SegmentsNotContiguous { index });
             }
-            full = theirs.length == ours.length;
+            full &= theirs.length == ours.length;
             total += u64::from(theirs.length);
         }
         Ok(total)

@@ -154,7 +154,7 @@ impl ReplyOffer {
         let chunked =
             room.max_inline.saturating_add(MIN_HEADER).saturating_add(listed_chunk_len(segments.write));
         match room.chunkable {
-            Some(len) if len > 0 && chunked <= threshold => Self::WriteChunk { len },
+            Some(len) if chunked <= threshold => Self::WriteChunk { len },
             _ => Self::ReplyChunk { len: whole },
         }
     }
@@ -193,7 +193,7 @@ impl CallShape {
             return Ok(Self { call: CallForm::Short, reply, header_len: base });
         }
         let chunked = base.saturating_add(if item > 0 { read_len(segments.read) } else { 0 });
-        if item > 0 && fits(chunked, call.inline_len) {
+        if fits(chunked, call.inline_len) {
             return Ok(Self { call: CallForm::Chunked, reply, header_len: chunked });
         }
         let long = chunked.saturating_add(read_len(segments.call));

@@ -331,6 +331,10 @@ fn a_read_list_sorts_into_chunks() {
     );
     assert_eq!(chunks.length(), 184);
 
+    let close = read(&[(100, seg(2, 4, 0)), (96, seg(1, 4, 0)), (92, seg(0, 4, 0)), (96, seg(3, 0, 0))]);
+    let order = close.chunks().unwrap().items.iter().map(flat).collect::<Vec<_>>();
+    assert_eq!(order, [(92, vec![0], 4), (96, vec![1, 3], 4), (100, vec![2], 4)]);
+
     let overlap = read(&[(96, seg(3, 64, 0)), (200, seg(5, 10, 0)), (96, seg(4, 41, 0))]);
     assert_eq!(overlap.chunks(), Err(HeaderFault::OverlappingPositions { first: 96, second: 200 }));
     let huge = read(&[(4, seg(1, u32::MAX, 0)), (4, seg(2, u32::MAX, 0)), (8, seg(3, 1, 0))]);
@@ -381,6 +385,12 @@ fn returned_chunks_that_break_a_rule_are_named() {
     assert_eq!(bad, Err(PeerMisbehaved::SegmentsNotContiguous { index: 1 }));
     let bad = check(&[seg(1, 10, 100), seg(2, 0, 200), seg(3, 1, 300)]);
     assert_eq!(bad, Err(PeerMisbehaved::SegmentsNotContiguous { index: 2 }));
+    // An empty segment between does not hide the gap, nor is it one.
+    let offered: WriteChunk = [seg(1, 10, 100), seg(2, 0, 200), seg(3, 10, 300)].into_iter().collect();
+    let check =
+        |a, c| offered.written(&[seg(1, a, 100), seg(2, 0, 200), seg(3, c, 300)].into_iter().collect());
+    assert_eq!(check(5, 5), Err(PeerMisbehaved::SegmentsNotContiguous { index: 2 }));
+    assert_eq!(check(10, 5), Ok(15));
 }
 
 #[test]
