@@ -2,7 +2,10 @@
 //!
 //! A [`Server`] joins one [`Service`] with any number of listeners, RDMA and TCP. All of them share its memory.
 
+mod mount;
+mod nfs3;
 pub mod rdma;
+pub mod rpc;
 pub mod service;
 pub mod tcp;
 
