@@ -163,7 +163,7 @@ pub(crate) struct NewCall {
 
 /// XIDs are unique in the process, so that the connections of one client cannot be mistaken for each other by a server's
 /// duplicate request cache. The start is random.
-fn next_xid() -> Xid {
+pub(crate) fn next_xid() -> Xid {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     static SEED: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     let seed = SEED.get_or_init(|| getrandom::u32().unwrap_or_else(|_| std::process::id().wrapping_mul(0x9e37_79b9)));

@@ -2,8 +2,16 @@
 
 mod backoff;
 mod channel;
+mod mount;
+mod nfs;
+mod oneshot;
 mod rdma;
+mod target;
+mod tcp;
 
 pub use backoff::BackoffConfig;
 pub use channel::CallError;
+pub use mount::{Identity, Mount, MountConfig, Transport};
+pub use nfs::{DirEntry, DirPage, ReadDone};
 pub use rdma::RdmaConfig;
+pub use target::{ParseTargetError, Target};

@@ -1,0 +1,325 @@
+//! From a URL to a mounted export: connections, MOUNT, and what the file system is like.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use rpcrdma_fabric::Connector;
+use rpcrdma_nfs::{
+    mount::{self, DirPath, MntResult},
+    v3::{self, FsInfo, Handle},
+};
+use rpcrdma_proto::{
+    rpc::{self, AuthSys, CallHeader, Flavor, Groups, OpaqueAuth, ReplyHeader, Xid},
+    rpcbind::{self, Mapping},
+    xdr::{Decode, Encode, Reader, Writer},
+};
+
+use super::{
+    Target,
+    channel::{Call, Channel, Finished, channel},
+    oneshot::{self, Procedure},
+    rdma::{self, Dialer, RdmaConfig},
+    tcp,
+};
+use crate::{error::Error, memory::Pools, metrics::ClientMetrics};
+
+/// Who the client says it is (AUTH_SYS).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups; the first 16 count.
+    pub gids: Vec<u32>,
+    /// Name of this machine.
+    pub machine: String,
+}
+
+impl Identity {
+    /// The identity of this process.
+    #[must_use]
+    pub fn current() -> Self {
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            gids: rustix::process::getgroups()
+                .map(|gids| gids.into_iter().map(rustix::process::Gid::as_raw).collect())
+                .unwrap_or_default(),
+            machine: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// What carries NFS.
+#[derive(Clone)]
+pub enum Transport {
+    /// RPC-over-RDMA on connections of this provider.
+    Rdma(Arc<dyn Connector>),
+    /// RPC over TCP.
+    Tcp,
+}
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// How connections behave.
+    pub rdma: RdmaConfig,
+    /// Connections to the server, over which Calls are spread.
+    pub nconnect: usize,
+    /// Calls in flight per connection; further ones wait.
+    pub calls: usize,
+    /// Bytes per READ and WRITE at most; the server's preference is taken if it is smaller.
+    pub io_size: u32,
+    /// Who we are.
+    pub identity: Identity,
+    /// TCP port of the MOUNT service. `None`: the NFS ports, then rpcbind.
+    pub mount_port: Option<u16>,
+}
+
+impl Default for MountConfig {
+    fn default() -> Self {
+        Self {
+            rdma: RdmaConfig::default(),
+            nconnect: 1,
+            calls: 128,
+            io_size: 1 << 20,
+            identity: Identity::current(),
+            mount_port: None,
+        }
+    }
+}
+
+/// A mounted export. Clones share its connections, which are closed when the last one is dropped.
+#[derive(Clone)]
+pub struct Mount {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    channels: Vec<Channel>,
+    next: AtomicUsize,
+    /// Body of the AUTH_SYS credential.
+    cred: Vec<u8>,
+    pub(crate) root: Handle,
+    pub(crate) info: FsInfo,
+    pub(crate) io_size: u32,
+    pub(crate) pools: Pools,
+    metrics: Arc<ClientMetrics>,
+    transport: String,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.channels.iter().for_each(Channel::close);
+    }
+}
+
+impl Mount {
+    /// Connects to the target's host and mounts the target's path.
+    ///
+    /// # Errors
+    /// If no connection can be made, or the server does not let us mount. Once mounted, lost connections are made again.
+    pub async fn new(transport: &Transport, target: &Target, config: MountConfig) -> Result<Self, Error> {
+        let default = match transport {
+            Transport::Rdma(_) => v3::PORT_RDMA,
+            Transport::Tcp => v3::PORT_TCP,
+        };
+        let to = resolve(&target.host, target.port.unwrap_or(default)).await?;
+        let pools = Pools::new(config.calls);
+        let metrics = Arc::<ClientMetrics>::default();
+        let mut channels = Vec::new();
+        let mut carrier = String::new();
+        for _ in 0..config.nconnect.clamp(1, 64) {
+            let (channel, inbox) = channel(config.calls);
+            match transport {
+                Transport::Rdma(connector) => {
+                    let dialer = Dialer::new(Arc::clone(connector), to, config.rdma.clone(), pools.clone(), Arc::clone(&metrics));
+                    let first = dialer.connect().await.map_err(|error| Error::Connect { to, error })?;
+                    carrier.clone_from(&first.peer().transport);
+                    tokio::spawn(rdma::run(dialer, inbox, Some(first)));
+                }
+                Transport::Tcp => {
+                    let first = tcp::connect(to).await.map_err(|error| Error::Connect { to, error: error.into() })?;
+                    "TCP".clone_into(&mut carrier);
+                    tokio::spawn(tcp::run(to, config.rdma.clone(), inbox, Some(first), Arc::clone(&metrics)));
+                }
+            }
+            channels.push(channel);
+        }
+        let cred = credential(&config.identity);
+        let auth = OpaqueAuth { flavor: Flavor::SYS, body: &cred };
+        let root = find_root(&channels[0], to, target, &config, auth).await?;
+        let mut inner = Inner {
+            channels,
+            next: AtomicUsize::new(0),
+            cred,
+            root,
+            info: FsInfo::default(),
+            io_size: config.io_size,
+            pools,
+            metrics,
+            transport: carrier,
+        };
+        inner.info = Self::fs_info(&inner).await?;
+        let limit = |max: u32, preferred: u32| if preferred == 0 { max } else { preferred.min(max.max(1)) };
+        let io = config.io_size.min(limit(inner.info.rtmax, inner.info.rtpref)).min(limit(inner.info.wtmax, inner.info.wtpref));
+        inner.io_size = io.max(512);
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Handle of the mounted directory.
+    #[must_use]
+    pub fn root(&self) -> Handle {
+        self.inner.root
+    }
+
+    /// What the server says of the file system.
+    #[must_use]
+    pub fn info(&self) -> &FsInfo {
+        &self.inner.info
+    }
+
+    /// Bytes per READ and WRITE.
+    #[must_use]
+    pub fn io_size(&self) -> u32 {
+        self.inner.io_size
+    }
+
+    /// Memory for READs and WRITEs, as much as Calls can be in flight.
+    #[must_use]
+    pub fn pools(&self) -> &Pools {
+        &self.inner.pools
+    }
+
+    /// What the client counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<ClientMetrics> {
+        &self.inner.metrics
+    }
+
+    /// The provider of the first connection, in words.
+    #[must_use]
+    pub fn transport(&self) -> &str {
+        &self.inner.transport
+    }
+}
+
+impl Inner {
+    /// The connection with the fewest Calls; among equals, each in turn.
+    pub(crate) fn channel(&self) -> &Channel {
+        let n = self.channels.len();
+        if n == 1 {
+            return &self.channels[0];
+        }
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % n;
+        let mut best = &self.channels[first];
+        for i in 1..n {
+            let other = &self.channels[(first + i) % n];
+            if other.free() > best.free() {
+                best = other;
+            }
+        }
+        best
+    }
+
+    pub(crate) fn auth(&self) -> OpaqueAuth<'_> {
+        OpaqueAuth { flavor: Flavor::SYS, body: &self.cred }
+    }
+}
+
+fn credential(identity: &Identity) -> Vec<u8> {
+    let machine = identity.machine.as_bytes();
+    let mut w = Writer::new();
+    AuthSys {
+        stamp: std::process::id(),
+        machine_name: &machine[..machine.len().min(rpc::MAX_MACHINE_NAME)],
+        uid: identity.uid,
+        gid: identity.gid,
+        groups: Groups::truncated(&identity.gids),
+    }
+    .encode(&mut w);
+    w.into_parts().0
+}
+
+async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Error> {
+    let fail = |error| Error::Resolve { host: host.to_owned(), error };
+    let mut addrs = tokio::net::lookup_host((host, port)).await.map_err(fail)?;
+    addrs.next().ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))
+}
+
+/// Asks the MOUNT service for the handle of the target's path.
+async fn find_root(
+    channel: &Channel,
+    to: SocketAddr,
+    target: &Target,
+    config: &MountConfig,
+    auth: OpaqueAuth<'_>,
+) -> Result<Handle, Error> {
+    let path = DirPath(&target.path);
+    if let Some(port) = config.mount_port {
+        return mount_over_tcp(SocketAddr::new(to.ip(), port), target, auth).await;
+    }
+    // A server like ours answers MOUNT wherever it answers NFS.
+    match mount_over(channel, path, auth).await {
+        Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. })) => {}
+        Ok(result) => return handle(result, target),
+        Err(e) => return Err(e),
+    }
+    match mount_over_tcp(SocketAddr::new(to.ip(), v3::PORT_TCP), target, auth).await {
+        Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. }) | Error::Tcp { .. }) => {}
+        found => return found,
+    }
+    let rpcbind = SocketAddr::new(to.ip(), rpcbind::PORT);
+    let query = Mapping { prog: mount::PROGRAM, vers: mount::VERSION, prot: rpcbind::PROT_TCP, port: 0 };
+    let getport = Procedure {
+        prog: rpcbind::PROGRAM,
+        vers: rpcbind::v2::VERSION,
+        proc: rpcbind::v2::GETPORT,
+        what: "rpcbind",
+    };
+    let port = match oneshot::call(rpcbind, getport, OpaqueAuth::NONE, &query).await {
+        Ok((reply, at)) => Reader::new(&reply[at..]).u32()?,
+        Err(_) => 0,
+    };
+    match u16::try_from(port) {
+        Ok(port) if port != 0 => mount_over_tcp(SocketAddr::new(to.ip(), port), target, auth).await,
+        _ => Err(Error::NoMountService { host: target.host.clone() }),
+    }
+}
+
+fn handle(result: MntResult, target: &Target) -> Result<Handle, Error> {
+    match result.0 {
+        Ok(ok) => Ok(ok.handle),
+        Err(status) => Err(Error::Mount { path: String::from_utf8_lossy(&target.path).into_owned(), status }),
+    }
+}
+
+const MNT: Procedure =
+    Procedure { prog: mount::PROGRAM, vers: mount::VERSION, proc: mount::Proc::Mnt as u32, what: "the MOUNT service" };
+
+async fn mount_over_tcp(to: SocketAddr, target: &Target, auth: OpaqueAuth<'_>) -> Result<Handle, Error> {
+    let (reply, at) = oneshot::call(to, MNT, auth, &DirPath(&target.path)).await?;
+    handle(MntResult::decode(&mut Reader::new(&reply[at..]))?, target)
+}
+
+async fn mount_over(channel: &Channel, path: DirPath<'_>, auth: OpaqueAuth<'_>) -> Result<MntResult, Error> {
+    let mut w = channel.writer();
+    CallHeader { xid: Xid(0), prog: MNT.prog, vers: MNT.vers, proc: MNT.proc, cred: auth, verf: OpaqueAuth::NONE }
+        .encode(&mut w);
+    path.encode(&mut w);
+    let (message, hole) = w.into_parts();
+    // Header, status, handle and the longest list of flavors.
+    let reply_max = rpc::REPLY_HEADER + 4 + 68 + 4 + 4 * mount::FLAVORS_MAX;
+    let Finished { outcome, .. } =
+        channel.call(Call { message, hole, argument: None, result: None, result_max: 0, reply_max }).await;
+    let reply = outcome?;
+    let mut r = Reader::new(reply.message());
+    ReplyHeader::decode(&mut r)?.status.map_err(Error::Rpc)?;
+    Ok(MntResult::decode(&mut r)?)
+}
