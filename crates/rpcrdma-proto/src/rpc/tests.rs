@@ -9,7 +9,7 @@ use super::*;
 use crate::testing::hex;
 
 const PROGRAMS: &[Program] = &[
-    Program { number: 100_003, versions: &[(3, 22), (4, 2)] },
+    Program { number: 100_003, versions: &[(4, 2), (3, 22)] },
     Program { number: 100_005, versions: &[(3, 6)] },
 ];
 

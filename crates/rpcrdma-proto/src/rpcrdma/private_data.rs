@@ -167,7 +167,9 @@ mod tests {
             assert_eq!(data.encode()[6], code);
             assert_eq!(data.send_size(), bytes);
         }
-        for (asked, said) in [(0, 1024), (1023, 1024), (2047, 1024), (4097, 4096), (u32::MAX, 262_144)] {
+        for (asked, said) in
+            [(0, 1024), (1023, 1024), (2047, 1024), (4097, 4096), (263_168, 262_144), (u32::MAX, 262_144)]
+        {
             let data = PrivateData::new(asked, asked, false);
             assert_eq!((data.send_size(), data.receive_size()), (said, said));
         }
