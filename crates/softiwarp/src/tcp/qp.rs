@@ -1,0 +1,311 @@
+//! A queue pair on a TCP socket.
+//!
+//! # Operation
+//! `poll` alternates between writing what the engine has queued and reading where the engine wants bytes, until the
+//! socket takes and gives no more, or a budget is spent. A read or write that moved fewer bytes than it could have
+//! found the socket at its limit, so it is not tried again before the runtime says so.
+//!
+//! # When it breaks
+//! When a write fails, reading goes on to the end: the peer may have said why, in a Terminate that is already here.
+
+use std::{
+    future::Future,
+    io::{self, ErrorKind},
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use rpcrdma_fabric::{
+    Access, Completion, Exposed, Lost, Peer, QpLimits, QueuePair, Region, Rejected, Shutdown, Stag, Work,
+};
+use socket2::SockRef;
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    runtime::Handle,
+    time::{Sleep, sleep_until},
+};
+
+use super::linger::linger;
+use crate::engine::{Engine, Failure, Slices};
+
+/// Bytes that one poll reads before it lets others run.
+const READ_BUDGET: usize = 4 * 1024 * 1024;
+/// Reads and writes in one poll.
+const CALL_BUDGET: usize = 256;
+
+/// See the module's head.
+pub(super) struct TcpQueuePair {
+    /// None once the connection is over.
+    stream: Option<TcpStream>,
+    engine: Engine,
+    peer: Peer,
+    runtime: Handle,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Close when everything is sent.
+    closing: bool,
+    /// Why writing has ended.
+    write_error: Option<ErrorKind>,
+    /// What `poll` answers when it is over.
+    lost: Option<Lost>,
+}
+
+/// Why reading or writing stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// There is nothing more to do.
+    Done,
+    /// The socket will wake us, or never take another byte.
+    Blocked,
+    /// Others are to have their turn.
+    Budget,
+}
+
+/// How far a read or write got.
+enum Moved {
+    /// So many bytes, and there may be more.
+    Some(usize),
+    /// So many bytes, and then the socket was at its limit.
+    Last(usize),
+    /// The socket is at its limit.
+    Nothing,
+}
+
+/// Does one system call on the socket. If it moves fewer than `most` bytes, the runtime is told that the socket is not
+/// ready, which saves the call that would find that out.
+fn transfer(
+    stream: &TcpStream,
+    interest: Interest,
+    most: usize,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> io::Result<Moved> {
+    let mut short = None;
+    let result = stream.try_io(interest, || {
+        let n = loop {
+            match call() {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        if n > 0 && n < most {
+            short = Some(n);
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(n)
+    });
+    match (result, short) {
+        (_, Some(n)) => Ok(Moved::Last(n)),
+        (Ok(n), None) => Ok(Moved::Some(n)),
+        (Err(e), None) if e.kind() == ErrorKind::WouldBlock => Ok(Moved::Nothing),
+        (Err(e), None) => Err(e),
+    }
+}
+
+impl TcpQueuePair {
+    pub(super) fn new(stream: TcpStream, engine: Engine, peer: Peer) -> Self {
+        Self {
+            stream: Some(stream),
+            engine,
+            peer,
+            runtime: Handle::current(),
+            timer: None,
+            closing: false,
+            write_error: None,
+            lost: None,
+        }
+    }
+
+    /// Writes until nothing is queued or the socket is full.
+    fn write(&mut self, cx: &mut Context<'_>, calls: &mut usize, done: &mut Vec<Completion>) -> Stopped {
+        let Some(stream) = &self.stream else { return Stopped::Blocked };
+        loop {
+            if self.write_error.is_some() {
+                return Stopped::Blocked;
+            }
+            self.engine.fill(done);
+            if !self.engine.has_output() {
+                return Stopped::Done;
+            }
+            if *calls == 0 {
+                return Stopped::Budget;
+            }
+            *calls -= 1;
+            let moved = {
+                let mut slices = Slices::new();
+                self.engine.output(&mut slices);
+                let most = slices.iter().map(|slice| slice.len()).sum();
+                transfer(stream, Interest::WRITABLE, most, || Ok(rustix::io::writev(stream, &slices)?))
+            };
+            match moved {
+                Ok(Moved::Some(n) | Moved::Last(n)) => self.engine.wrote(n, Instant::now(), done),
+                Ok(Moved::Nothing) => match stream.poll_write_ready(cx) {
+                    Poll::Pending => return Stopped::Blocked,
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(e)) => self.write_error = Some(e.kind()),
+                },
+                Err(e) => self.write_error = Some(e.kind()),
+            }
+        }
+    }
+
+    /// Reads until the socket is empty.
+    fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        calls: &mut usize,
+        bytes: &mut usize,
+        done: &mut Vec<Completion>,
+    ) -> Stopped {
+        let Some(stream) = &self.stream else { return Stopped::Done };
+        while self.engine.failure().is_none() {
+            if *calls == 0 || *bytes == 0 {
+                return Stopped::Budget;
+            }
+            *calls -= 1;
+            let moved = {
+                let mut places = self.engine.input();
+                let most = places.iter().map(|place| place.len()).sum();
+                let skip = usize::from(places.first().is_some_and(|place| place.is_empty()));
+                let places = places.get_mut(skip..).unwrap_or_default();
+                transfer(stream, Interest::READABLE, most, || Ok(rustix::io::readv(stream, &mut *places)?))
+            };
+            match moved {
+                Ok(Moved::Some(0)) => match self.write_error {
+                    Some(kind) => self.engine.fail(Failure { lost: Lost::Io(kind), terminate: None }),
+                    None => self.engine.end_of_stream(),
+                },
+                Ok(Moved::Some(n) | Moved::Last(n)) => {
+                    *bytes = bytes.saturating_sub(n);
+                    self.engine.received(n, done);
+                }
+                Ok(Moved::Nothing) => match stream.poll_read_ready(cx) {
+                    Poll::Pending => return Stopped::Blocked,
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(e)) => return self.broken(e.kind()),
+                },
+                Err(e) => return self.broken(e.kind()),
+            }
+        }
+        Stopped::Done
+    }
+
+    fn broken(&mut self, kind: ErrorKind) -> Stopped {
+        self.engine.fail(Failure { lost: Lost::Io(kind), terminate: None });
+        Stopped::Done
+    }
+
+    /// Arms the timer for what the engine waits for. True if something was due.
+    fn tick(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(due) = self.engine.next_timeout() else {
+            self.timer = None;
+            return false;
+        };
+        let now = Instant::now();
+        if due <= now {
+            self.engine.handle_timeout(now);
+            return true;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+        if timer.deadline() != due.into() {
+            timer.as_mut().reset(due.into());
+        }
+        timer.as_mut().poll(cx).is_ready()
+    }
+
+    /// The connection is over: closes the socket and hands out all memory.
+    fn finish(&mut self, lost: Lost, done: &mut Vec<Completion>) {
+        if let Some(stream) = self.stream.take() {
+            let last_words = if self.write_error.is_none() { self.engine.last_words() } else { Vec::new() };
+            linger(&self.runtime, stream, last_words);
+        }
+        self.engine.flush(done);
+        self.timer = None;
+        self.lost = Some(lost);
+    }
+
+    /// What `poll` answers after the end.
+    fn over(lost: Lost, grew: bool) -> Poll<Result<(), Lost>> {
+        Poll::Ready(if grew { Ok(()) } else { Err(lost) })
+    }
+}
+
+impl QueuePair for TcpQueuePair {
+    fn limits(&self) -> QpLimits {
+        self.engine.limits()
+    }
+
+    fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    fn post_recv(&mut self, buf: Region) -> Result<(), Rejected<Region>> {
+        self.engine.post_recv(buf)
+    }
+
+    fn post(&mut self, work: Work) -> Result<(), Rejected<Work>> {
+        self.engine.post(work)
+    }
+
+    fn expose(&mut self, region: Region, len: u32, access: Access) -> Result<Exposed, Rejected<Region>> {
+        self.engine.expose(region, len, access)
+    }
+
+    fn invalidate(&mut self, stag: Stag) {
+        self.engine.invalidate(stag);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, done: &mut Vec<Completion>) -> Poll<Result<(), Lost>> {
+        let before = done.len();
+        if let Some(lost) = &self.lost {
+            return Poll::Ready(Err(lost.clone()));
+        }
+        self.engine.report_reclaimed(done);
+        let (mut calls, mut bytes) = (CALL_BUDGET, READ_BUDGET);
+        let exhausted = loop {
+            let written = self.write(cx, &mut calls, done);
+            let read = self.read(cx, &mut calls, &mut bytes, done);
+            if self.engine.failure().is_some() {
+                break false;
+            }
+            if written == Stopped::Budget || read == Stopped::Budget {
+                break true;
+            }
+            // What was read may be something to answer.
+            self.engine.fill(done);
+            let more = written == Stopped::Done && self.engine.has_output();
+            if !more && !self.tick(cx) {
+                break false;
+            }
+        };
+        if self.closing && self.engine.is_idle() {
+            self.engine.fail(Failure { lost: Lost::Closed, terminate: None });
+        }
+        if let Some(failure) = self.engine.failure() {
+            let lost = failure.lost.clone();
+            self.finish(lost.clone(), done);
+            return Self::over(lost, done.len() > before);
+        }
+        if done.len() > before {
+            return Poll::Ready(Ok(()));
+        }
+        if exhausted {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn shutdown(&mut self, how: Shutdown) {
+        match how {
+            Shutdown::Graceful => self.closing = true,
+            Shutdown::Abort => {
+                self.engine.fail(Failure { lost: Lost::Closed, terminate: None });
+                if let Some(stream) = self.stream.take()
+                    && let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+                {
+                    tracing::debug!(%error, "the connection is not reset but closed");
+                }
+            }
+        }
+    }
+}
