@@ -15,6 +15,7 @@ use rpcrdma_fabric::Listener;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 pub use rdma::RdmaConfig;
+pub use rpc::RpcService;
 pub use service::Service;
 
 use crate::{memory::Pools, metrics::ServerMetrics};
