@@ -79,6 +79,7 @@ pub struct Refusal {
 }
 
 /// What became of a message.
+#[expect(clippy::large_enum_variant, reason = "boxing a Call would allocate for every message")]
 #[derive(Debug)]
 pub enum Arrived {
     /// A Call.
@@ -246,6 +247,7 @@ impl Responder {
     ///
     /// # Errors
     /// [`ReplyFault`]; nothing has happened then.
+    #[expect(clippy::result_large_err, reason = "the Call goes back to its holder, without an allocation")]
     pub fn reply(
         &mut self,
         call: HeldCall,
