@@ -84,7 +84,7 @@ async fn exchange(to: SocketAddr, record: &[u8]) -> io::Result<Vec<u8>> {
     }
 }
 
-async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+pub(super) async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     for port in (600..1024).rev().step_by(7) {
         let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         let any: SocketAddr = match to {

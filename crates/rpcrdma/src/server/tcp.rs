@@ -36,7 +36,10 @@ use std::{
 };
 
 use rpcrdma_fabric::Region;
-use rpcrdma_proto::xdr::{Hole, Writer, pad};
+use rpcrdma_proto::{
+    record::MARK,
+    xdr::{Hole, Writer},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -48,18 +51,15 @@ use tokio::{
 use crate::{
     memory::{MAX_TRANSFER, Pools},
     server::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
+    stream::{self, Pieces, SLICES},
 };
 
 /// Length of a connection's receive buffer. Records that fit are served in place.
 const INBOX: usize = 16 << 10;
-/// Most slices in one vectored write.
-const SLICES: usize = 64;
 /// Replies leave at the latest when so many bytes of them wait.
 const FLUSH_AT: usize = 256 << 10;
 /// Buffers that are larger are not kept for later messages.
 const KEEP: usize = 64 << 10;
-/// Zero bytes for XDR padding.
-const PAD: [u8; 3] = [0; 3];
 /// The bit of a record mark that says "last fragment".
 const LAST: u32 = 1 << 31;
 
@@ -157,7 +157,7 @@ pub async fn serve_tcp(
         };
         count(&counters.accepted);
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        if let Err(error) = prepare(&stream) {
+        if let Err(error) = stream::prepare(&stream) {
             tracing::debug!(%peer, %error, "socket options");
         }
         let connection = Connection::new(
@@ -177,17 +177,6 @@ pub async fn serve_tcp(
     drop(listener);
     let _ = stop.send(true);
     while connections.join_next().await.is_some() {}
-}
-
-/// No delay for small Replies, and probes that find out about peers that vanished.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    use rustix::net::sockopt;
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
-    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
-    sockopt::set_tcp_keepcnt(stream, 4)?;
-    Ok(())
 }
 
 /// Why a connection ended.
@@ -260,9 +249,10 @@ impl Held {
 
 /// A Reply on its way out.
 struct Outgoing {
-    mark: [u8; 4],
+    mark: [u8; MARK],
     message: Vec<u8>,
-    hole: Option<(Hole, Region)>,
+    hole: Option<Hole>,
+    data: Option<Region>,
     /// Bytes on the wire, mark and pad included.
     len: usize,
 }
@@ -271,27 +261,14 @@ impl Outgoing {
     /// `None` if the service announced data that it did not hand over, which would garble the stream.
     fn new(reply: OutgoingReply) -> Option<Self> {
         let (message, hole) = reply.message.into_parts();
-        let hole = match hole {
-            None => None,
-            Some(hole) => {
-                let data = reply.data.filter(|d| d.len() >= hole.len && hole.at <= message.len())?;
-                Some((hole, data))
-            }
-        };
-        let record = message.len() + hole.as_ref().map_or(0, |(h, _)| h.len + pad(h.len));
-        let mark = u32::try_from(record).ok().filter(|n| n & LAST == 0)? | LAST;
-        Some(Self { mark: mark.to_be_bytes(), message, hole, len: record + 4 })
+        let (mark, len) = stream::mark(&message, hole)?;
+        let out = Self { mark, message, hole, data: reply.data, len };
+        out.pieces().is_some().then_some(out)
     }
 
     /// The bytes on the wire, in order.
-    fn pieces(&self) -> [&[u8]; 5] {
-        match &self.hole {
-            None => [&self.mark, &self.message, &[], &[], &[]],
-            Some((hole, data)) => {
-                let (head, tail) = self.message.split_at(hole.at);
-                [&self.mark, head, &data[..hole.len], &PAD[..pad(hole.len)], tail]
-            }
-        }
+    fn pieces(&self) -> Option<Pieces<'_>> {
+        stream::pieces(&self.mark, &self.message, self.hole, self.data.as_deref().unwrap_or_default())
     }
 }
 
@@ -686,7 +663,7 @@ impl Connection {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, End> {
         while !self.outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
-            let n = gather(&self.outbox, self.sent, &mut slices);
+            let n = stream::gather(self.outbox.iter().filter_map(Outgoing::pieces), self.sent, &mut slices);
             match Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..n]) {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(Err(error)) => return Err(End::Io(error)),
@@ -744,26 +721,6 @@ enum Stopped {
     Full,
     /// A Call in execution has to give back its memory first.
     NoMemory,
-}
-
-/// The bytes of `outbox` from `skip` on, as slices; how many slices.
-fn gather<'a>(outbox: &'a VecDeque<Outgoing>, skip: usize, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
-    let mut skip = skip;
-    let mut n = 0;
-    for piece in outbox.iter().flat_map(Outgoing::pieces) {
-        let Some(piece) = piece.get(skip..) else {
-            skip -= piece.len();
-            continue;
-        };
-        skip = 0;
-        if piece.is_empty() {
-            continue;
-        }
-        let Some(slot) = slices.get_mut(n) else { break };
-        *slot = IoSlice::new(piece);
-        n += 1;
-    }
-    n
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use std::sync::{Condvar, Mutex, atomic::AtomicUsize};
 
-use rpcrdma_proto::xdr::Reader;
+use rpcrdma_proto::xdr::{Reader, pad};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::oneshot,
