@@ -27,6 +27,7 @@
 mod access;
 mod exports;
 mod handle;
+mod local;
 mod memory;
 
 use std::ops::ControlFlow;
@@ -39,6 +40,7 @@ use rpcrdma_nfs::v3::{
 pub use access::{Caller, Credentials, Denied, ExportRules, Squash, UnknownSquash};
 pub use exports::{ExportEntry, Exports, NameTaken};
 pub use handle::{ExportId, HandleKey};
+pub use local::{LocalError, LocalExport, LocalOptions, Resolution, RunAs};
 pub use memory::{Clock, LogicalClock, MemoryExport, MemoryOptions, SystemClock};
 
 /// What an operation did, and the attributes that NFS reports with it, be it a success or a failure.

@@ -1,1 +1,0 @@
-//! What every export has to do, whatever it is made of.

@@ -1,0 +1,1 @@
+//! Any sequence of operations has the same outcome in memory and on a disk.

@@ -1,0 +1,121 @@
+//! READDIR and READDIRPLUS.
+//!
+//! Cookies are the directory positions that the filesystem gives out with each entry; a listing goes on by seeking
+//! there. So the server keeps nothing per listing, and a client may go on after any time, or a restart. Descriptors of
+//! directories that were listed lately are kept, one listing having each at a time.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use rpcrdma_nfs::v3::{Attributes, CookieVerifier, Status};
+use rustix::fs::{OFlags, RawDir, SeekFrom};
+use rustix::io::Errno;
+
+use super::super::{Caller, DirEntry, EntrySink, ReadDir};
+use super::objects::{Object, status};
+use super::{LocalExport, locked};
+
+/// Most directories kept open while nobody lists them.
+pub(super) const IDLE_MAX: usize = 32;
+/// Bytes of entries that are read from the kernel at once, at least and at most.
+const READ_AHEAD: (usize, usize) = (4096, 64 * 1024);
+
+thread_local! {
+    /// Holds entries between the kernel and the sink.
+    static BUFFER: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
+}
+
+impl LocalExport {
+    /// Calls `with` with the directory open for reading.
+    pub(super) fn with_listing<T>(
+        &self,
+        dir: &Object,
+        with: impl FnOnce(&OwnedFd) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let idle = {
+            let mut directories = locked(&self.directories);
+            let at = directories.iter().position(|(id, _)| *id == dir.id);
+            at.map(|at| directories.swap_remove(at).1)
+        };
+        let fd = match idle {
+            Some(fd) => fd,
+            None => self.reopen(dir, OFlags::RDONLY | OFlags::DIRECTORY)?,
+        };
+        let result = with(&fd);
+        let _too_many = {
+            let mut directories = locked(&self.directories);
+            let oldest = (directories.len() >= IDLE_MAX).then(|| directories.remove(0));
+            directories.push((dir.id, fd));
+            oldest
+        };
+        result
+    }
+
+    /// Gives the entries after a cookie to a sink.
+    pub(super) fn list(
+        &self,
+        caller: &Caller,
+        dir: &Arc<Object>,
+        attrs: &Attributes,
+        from: &ReadDir,
+        sink: &mut dyn EntrySink,
+    ) -> Result<bool, Status> {
+        if !dir.is_directory() {
+            return Err(Status::NOTDIR);
+        }
+        self.check(caller, dir, attrs, 4)?;
+        let plus = from.plus && self.rights(caller, dir, attrs, 1)? != 0;
+        let listed = self.with_listing(dir, |fd| Ok(self.list_open(dir, fd, attrs, from, plus, sink)));
+        listed.map_err(status)?
+    }
+
+    fn list_open(
+        &self,
+        dir: &Arc<Object>,
+        fd: &OwnedFd,
+        attrs: &Attributes,
+        from: &ReadDir,
+        plus: bool,
+        sink: &mut dyn EntrySink,
+    ) -> Result<bool, Status> {
+        rustix::fs::seek(fd, SeekFrom::Start(from.cookie)).map_err(|_| Status::BAD_COOKIE)?;
+        let mut buffer = BUFFER.take();
+        buffer.reserve(from.room.clamp(READ_AHEAD.0, READ_AHEAD.1));
+        let room = from.room.clamp(READ_AHEAD.0, READ_AHEAD.1).min(buffer.capacity());
+        let mut entries = RawDir::new(fd.as_fd(), &mut buffer.spare_capacity_mut()[..room]);
+        let mut begun = false;
+        let result = loop {
+            let entry = match entries.next() {
+                None => break Ok(true),
+                Some(Err(Errno::NOENT)) => break Err(Status::STALE),
+                // A position that this filesystem never gave out.
+                Some(Err(Errno::INVAL)) if !begun => break Err(Status::BAD_COOKIE),
+                Some(Err(errno)) => break Err(status(errno)),
+                Some(Ok(entry)) => entry,
+            };
+            if !begun {
+                begun = true;
+                sink.begin(Some(*attrs), CookieVerifier::default());
+            }
+            let name = entry.file_name().to_bytes();
+            // The kernel tells the number of the directory above the export, which is nobody's business here.
+            let above = name == b".." && dir.id == self.root.id;
+            let fileid = if above { self.root_identity.2 } else { entry.ino() };
+            let mut given =
+                DirEntry { name, fileid, cookie: entry.next_entry_cookie(), attrs: None, handle: None };
+            if plus && let Ok(object) = self.child(dir, name) {
+                given.attrs = self.stat(object.as_fd()).ok();
+                given.fileid = given.attrs.map_or(fileid, |attrs| attrs.fileid);
+                given.handle = Some(self.handle_of(&object.id));
+            }
+            if sink.entry(&given).is_break() {
+                break Ok(false);
+            }
+        };
+        if !begun && result == Ok(true) {
+            sink.begin(Some(*attrs), CookieVerifier::default());
+        }
+        BUFFER.set(buffer);
+        result
+    }
+}

@@ -1,0 +1,1 @@
+//! What only a directory of the machine can show.
