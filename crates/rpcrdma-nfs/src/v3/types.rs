@@ -40,6 +40,9 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// The handle without bytes, which stands for no object.
+    pub const EMPTY: Self = Self { bytes: [0; HANDLE_MAX], len: 0 };
+
     /// A handle of these bytes; `None` if there are more than [`HANDLE_MAX`].
     #[must_use]
     pub fn new(v: &[u8]) -> Option<Self> {

@@ -95,10 +95,14 @@ impl Default for MountConfig {
     }
 }
 
-/// A mounted export. Clones share its connections, which are closed when the last one is dropped.
+/// A mounted directory. Clones, and what else is mounted through it, share its connections, which are closed when the
+/// last of them is dropped.
 #[derive(Clone)]
 pub struct Mount {
     pub(crate) inner: Arc<Inner>,
+    root: Handle,
+    info: FsInfo,
+    io_size: u32,
 }
 
 pub(crate) struct Inner {
@@ -106,9 +110,12 @@ pub(crate) struct Inner {
     next: AtomicUsize,
     /// Body of the AUTH_SYS credential.
     cred: Vec<u8>,
-    pub(crate) root: Handle,
-    pub(crate) info: FsInfo,
-    pub(crate) io_size: u32,
+    /// Where the NFS service is.
+    to: SocketAddr,
+    host: String,
+    mount_port: Option<u16>,
+    /// Most bytes per READ and WRITE that the caller wants.
+    io_size: u32,
     pub(crate) pools: Pools,
     metrics: Arc<ClientMetrics>,
     transport: String,
@@ -126,6 +133,15 @@ impl Mount {
     /// # Errors
     /// If no connection can be made, or the server does not let us mount. Once mounted, lost connections are made again.
     pub async fn new(transport: &Transport, target: &Target, config: MountConfig) -> Result<Self, Error> {
+        Self::connect(transport, target, config).await?.mount(&target.path).await
+    }
+
+    /// Connects to the target's host and mounts nothing: only [`Mount::null`] and [`Mount::mount`] make sense on the
+    /// result, whose root is an empty handle.
+    ///
+    /// # Errors
+    /// If no connection can be made.
+    pub async fn connect(transport: &Transport, target: &Target, config: MountConfig) -> Result<Self, Error> {
         let default = match transport {
             Transport::Rdma(_) => v3::PORT_RDMA,
             Transport::Tcp => v3::PORT_TCP,
@@ -152,43 +168,51 @@ impl Mount {
             }
             channels.push(channel);
         }
-        let cred = credential(&config.identity);
-        let auth = OpaqueAuth { flavor: Flavor::SYS, body: &cred };
-        let root = find_root(&channels[0], to, target, &config, auth).await?;
-        let mut inner = Inner {
+        let inner = Inner {
             channels,
             next: AtomicUsize::new(0),
-            cred,
-            root,
-            info: FsInfo::default(),
-            io_size: config.io_size,
+            cred: credential(&config.identity),
+            to,
+            host: target.host.clone(),
+            mount_port: config.mount_port,
+            io_size: config.io_size.max(512),
             pools,
             metrics,
             transport: carrier,
         };
-        inner.info = Self::fs_info(&inner).await?;
+        let io_size = inner.io_size;
+        Ok(Self { inner: Arc::new(inner), root: Handle::EMPTY, info: FsInfo::default(), io_size })
+    }
+
+    /// Mounts a directory of the same server over the connections that exist.
+    ///
+    /// # Errors
+    /// If the server does not let us mount, or has no directory at this path.
+    pub async fn mount(&self, path: &[u8]) -> Result<Self, Error> {
+        let inner = &self.inner;
+        let root = inner.find_root(path).await?;
+        let info = self.fs_info(root).await?;
         let limit = |max: u32, preferred: u32| if preferred == 0 { max } else { preferred.min(max.max(1)) };
-        let io = config.io_size.min(limit(inner.info.rtmax, inner.info.rtpref)).min(limit(inner.info.wtmax, inner.info.wtpref));
-        inner.io_size = io.max(512);
-        Ok(Self { inner: Arc::new(inner) })
+        let io = inner.io_size.min(limit(info.rtmax, info.rtpref)).min(limit(info.wtmax, info.wtpref));
+        Ok(Self { inner: Arc::clone(inner), root, info, io_size: io.max(512) })
     }
 
     /// Handle of the mounted directory.
     #[must_use]
     pub fn root(&self) -> Handle {
-        self.inner.root
+        self.root
     }
 
     /// What the server says of the file system.
     #[must_use]
     pub fn info(&self) -> &FsInfo {
-        &self.inner.info
+        &self.info
     }
 
     /// Bytes per READ and WRITE.
     #[must_use]
     pub fn io_size(&self) -> u32 {
-        self.inner.io_size
+        self.io_size
     }
 
     /// Memory for READs and WRITEs, as much as Calls can be in flight.
@@ -231,6 +255,40 @@ impl Inner {
     pub(crate) fn auth(&self) -> OpaqueAuth<'_> {
         OpaqueAuth { flavor: Flavor::SYS, body: &self.cred }
     }
+
+    /// Asks the MOUNT service for the handle of a path.
+    async fn find_root(&self, path: &[u8]) -> Result<Handle, Error> {
+        let auth = self.auth();
+        let at = |port| SocketAddr::new(self.to.ip(), port);
+        if let Some(port) = self.mount_port {
+            return mount_over_tcp(at(port), path, auth).await;
+        }
+        // A server like ours answers MOUNT wherever it answers NFS.
+        match mount_over(&self.channels[0], path, auth).await {
+            Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. })) => {}
+            Ok(result) => return handle(result, path),
+            Err(e) => return Err(e),
+        }
+        match mount_over_tcp(at(v3::PORT_TCP), path, auth).await {
+            Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. }) | Error::Tcp { .. }) => {}
+            found => return found,
+        }
+        let query = Mapping { prog: mount::PROGRAM, vers: mount::VERSION, prot: rpcbind::PROT_TCP, port: 0 };
+        let getport = Procedure {
+            prog: rpcbind::PROGRAM,
+            vers: rpcbind::v2::VERSION,
+            proc: rpcbind::v2::GETPORT,
+            what: "rpcbind",
+        };
+        let port = match oneshot::call(at(rpcbind::PORT), getport, OpaqueAuth::NONE, &query).await {
+            Ok((reply, at)) => Reader::new(&reply[at..]).u32()?,
+            Err(_) => 0,
+        };
+        match u16::try_from(port) {
+            Ok(port) if port != 0 => mount_over_tcp(at(port), path, auth).await,
+            _ => Err(Error::NoMountService { host: self.host.clone() }),
+        }
+    }
 }
 
 fn credential(identity: &Identity) -> Vec<u8> {
@@ -253,66 +311,26 @@ async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Error> {
     addrs.next().ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))
 }
 
-/// Asks the MOUNT service for the handle of the target's path.
-async fn find_root(
-    channel: &Channel,
-    to: SocketAddr,
-    target: &Target,
-    config: &MountConfig,
-    auth: OpaqueAuth<'_>,
-) -> Result<Handle, Error> {
-    let path = DirPath(&target.path);
-    if let Some(port) = config.mount_port {
-        return mount_over_tcp(SocketAddr::new(to.ip(), port), target, auth).await;
-    }
-    // A server like ours answers MOUNT wherever it answers NFS.
-    match mount_over(channel, path, auth).await {
-        Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. })) => {}
-        Ok(result) => return handle(result, target),
-        Err(e) => return Err(e),
-    }
-    match mount_over_tcp(SocketAddr::new(to.ip(), v3::PORT_TCP), target, auth).await {
-        Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. }) | Error::Tcp { .. }) => {}
-        found => return found,
-    }
-    let rpcbind = SocketAddr::new(to.ip(), rpcbind::PORT);
-    let query = Mapping { prog: mount::PROGRAM, vers: mount::VERSION, prot: rpcbind::PROT_TCP, port: 0 };
-    let getport = Procedure {
-        prog: rpcbind::PROGRAM,
-        vers: rpcbind::v2::VERSION,
-        proc: rpcbind::v2::GETPORT,
-        what: "rpcbind",
-    };
-    let port = match oneshot::call(rpcbind, getport, OpaqueAuth::NONE, &query).await {
-        Ok((reply, at)) => Reader::new(&reply[at..]).u32()?,
-        Err(_) => 0,
-    };
-    match u16::try_from(port) {
-        Ok(port) if port != 0 => mount_over_tcp(SocketAddr::new(to.ip(), port), target, auth).await,
-        _ => Err(Error::NoMountService { host: target.host.clone() }),
-    }
-}
-
-fn handle(result: MntResult, target: &Target) -> Result<Handle, Error> {
+fn handle(result: MntResult, path: &[u8]) -> Result<Handle, Error> {
     match result.0 {
         Ok(ok) => Ok(ok.handle),
-        Err(status) => Err(Error::Mount { path: String::from_utf8_lossy(&target.path).into_owned(), status }),
+        Err(status) => Err(Error::Mount { path: String::from_utf8_lossy(path).into_owned(), status }),
     }
 }
 
 const MNT: Procedure =
     Procedure { prog: mount::PROGRAM, vers: mount::VERSION, proc: mount::Proc::Mnt as u32, what: "the MOUNT service" };
 
-async fn mount_over_tcp(to: SocketAddr, target: &Target, auth: OpaqueAuth<'_>) -> Result<Handle, Error> {
-    let (reply, at) = oneshot::call(to, MNT, auth, &DirPath(&target.path)).await?;
-    handle(MntResult::decode(&mut Reader::new(&reply[at..]))?, target)
+async fn mount_over_tcp(to: SocketAddr, path: &[u8], auth: OpaqueAuth<'_>) -> Result<Handle, Error> {
+    let (reply, at) = oneshot::call(to, MNT, auth, &DirPath(path)).await?;
+    handle(MntResult::decode(&mut Reader::new(&reply[at..]))?, path)
 }
 
-async fn mount_over(channel: &Channel, path: DirPath<'_>, auth: OpaqueAuth<'_>) -> Result<MntResult, Error> {
+async fn mount_over(channel: &Channel, path: &[u8], auth: OpaqueAuth<'_>) -> Result<MntResult, Error> {
     let mut w = channel.writer();
     CallHeader { xid: Xid(0), prog: MNT.prog, vers: MNT.vers, proc: MNT.proc, cred: auth, verf: OpaqueAuth::NONE }
         .encode(&mut w);
-    path.encode(&mut w);
+    DirPath(path).encode(&mut w);
     let (message, hole) = w.into_parts();
     // Header, status, handle and the longest list of flavors.
     let reply_max = rpc::REPLY_HEADER + 4 + 68 + 4 + 4 * mount::FLAVORS_MAX;

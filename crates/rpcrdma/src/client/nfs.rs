@@ -326,8 +326,9 @@ impl Mount {
         ok(Proc::FsStat, answer.decode::<v3::results::FsStatResult>()?).map(|o| o.stat)
     }
 
-    pub(crate) async fn fs_info(inner: &Inner) -> Result<FsInfo, Error> {
-        let answer = inner.simple(&FsInfoArgs { root: inner.root }).await?;
+    /// FSINFO: sizes and properties.
+    pub async fn fs_info(&self, root: Handle) -> Result<FsInfo, Error> {
+        let answer = self.inner.simple(&FsInfoArgs { root }).await?;
         let FsInfoOk { info, .. } = ok(Proc::FsInfo, answer.decode::<v3::results::FsInfoResult>()?)?;
         Ok(info)
     }
