@@ -4,7 +4,7 @@ mod backoff;
 mod channel;
 mod mount;
 mod nfs;
-mod oneshot;
+pub(crate) mod oneshot;
 mod rdma;
 mod target;
 mod tcp;

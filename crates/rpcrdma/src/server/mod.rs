@@ -6,6 +6,7 @@ mod mount;
 mod nfs3;
 pub mod rdma;
 pub mod rpc;
+pub mod rpcbind;
 pub mod service;
 pub mod tcp;
 
