@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Most bytes of one READ or WRITE, and of a directory listing.
-pub const TRANSFER_MAX: u32 = 1 << 20;
+pub(super) const TRANSFER_MAX: u32 = 1 << 20;
 
 /// What a READ makes do with when the pools are short, in bytes.
 const SMALLER: [usize; 2] = [128 << 10, 16 << 10];

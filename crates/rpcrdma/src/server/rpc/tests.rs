@@ -3,12 +3,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use rpcrdma_nfs::v3::{
-    AccessMask, CookieVerifier, CreateMode, CreateVerifier, Data, FileType, Handle, NfsTime, NodeKind, Procedure,
-    SetAttributes, SetTime, Stable, Status, args::*, results::*,
+    AccessMask, CookieVerifier, CreateMode, CreateVerifier, Data, FileType, Handle, NfsTime, NodeKind,
+    Procedure, SetAttributes, SetTime, Stable, Status, args::*, results::*,
 };
 use rpcrdma_proto::{
     rpc::{AuthSys, CallHeader, Flavor, Groups, OpaqueAuth, ReplyHeader},
-    xdr::{Chunk, Decode, Encode, pad},
+    xdr::{Chunk, Decode, Encode, XdrError, pad},
 };
 
 use super::*;
@@ -51,15 +51,7 @@ impl Rig {
         let rules = ExportRules { allow: vec!["10.0.0.0/8".parse().unwrap()], ..ExportRules::default() };
         exports.add("/private", private.clone(), rules).unwrap();
         let origin = origin("192.0.2.1:700");
-        Self {
-            service: RpcService::new(exports),
-            pools: Pools::new(2),
-            main,
-            ro,
-            private,
-            origin,
-            next: 100,
-        }
+        Self { service: RpcService::new(exports), pools: Pools::new(2), main, ro, private, origin, next: 100 }
     }
 
     pub(super) fn xid(&mut self) -> u32 {
@@ -113,15 +105,14 @@ impl Rig {
         let bytes = self.call(&CreateArgs { at, how: CreateMode::Guarded(set) });
         let file = ok(CreateResult::decode(&mut Reader::new(&bytes))).object.unwrap();
         if !content.is_empty() {
-            let args =
-                WriteArgs { file, offset: 0, stable: Stable::FileSync, data: Data::Here(content) };
+            let args = WriteArgs { file, offset: 0, stable: Stable::FileSync, data: Data::Here(content) };
             assert_eq!(self.status(&args), Status::OK);
         }
         file
     }
 }
 
-fn ok<T, F: std::fmt::Debug>(outcome: Result<v3::Outcome<T, F>, rpcrdma_proto::xdr::XdrError>) -> T {
+fn ok<T, F: std::fmt::Debug>(outcome: Result<Outcome<T, F>, XdrError>) -> T {
     match outcome.unwrap().0 {
         Ok(v) => v,
         Err(f) => panic!("{f:?}"),
@@ -149,7 +140,12 @@ pub(super) fn auth_sys(uid: u32) -> Vec<u8> {
 }
 
 /// A Call of user `uid`.
-pub(super) fn call_as(uid: u32, xid: u32, (prog, vers, proc): (u32, u32, u32), args: &impl Encode) -> Vec<u8> {
+pub(super) fn call_as(
+    uid: u32,
+    xid: u32,
+    (prog, vers, proc): (u32, u32, u32),
+    args: &impl Encode,
+) -> Vec<u8> {
     let body = auth_sys(uid);
     let cred = OpaqueAuth { flavor: Flavor::SYS, body: &body };
     let mut w = Writer::new();
@@ -190,7 +186,10 @@ fn attributes_are_read_and_set() {
         ok(GetAttrResult::decode(&mut Reader::new(&bytes)))
     };
     let before = get(&mut rig);
-    assert_eq!((before.file_type, before.size, before.uid, before.mode), (FileType::Regular, 5, ALICE, 0o644));
+    assert_eq!(
+        (before.file_type, before.size, before.uid, before.mode),
+        (FileType::Regular, 5, ALICE, 0o644)
+    );
     let mtime = SetTime::Client(NfsTime::new(77, 5));
     let new = SetAttributes { mode: Some(0o600), size: Some(2), mtime, ..SetAttributes::default() };
     let stale_guard = Some(NfsTime::new(1, 1));
@@ -225,7 +224,7 @@ fn names_are_found_and_rights_are_told() {
 #[test]
 fn data_is_written_read_and_committed() {
     let mut rig = Rig::new();
-    let data: Vec<u8> = (0..300_001u32).map(|i| (i * 31 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..300_001u32).map(|i| ((i * 31) >> 3) as u8).collect();
     let file = rig.file(b"f", b"");
     let args = WriteArgs { file, offset: 5, stable: Stable::Unstable, data: Data::Here(&data) };
     let bytes = rig.call(&args);
@@ -385,9 +384,8 @@ fn a_retransmission_gets_the_first_answer() {
     assert_eq!(rig.answer(&nfs_call(1, &remove)), first, "a new port changes nothing");
     assert_eq!(WccResult::decode(&mut Reader::new(results(1, &first))).unwrap().status(), Status::OK);
 
-    let status = |reply: Vec<u8>, xid| {
-        WccResult::decode(&mut Reader::new(results(xid, &reply))).unwrap().status()
-    };
+    let status =
+        |reply: Vec<u8>, xid| WccResult::decode(&mut Reader::new(results(xid, &reply))).unwrap().status();
     assert_eq!(status(rig.answer(&nfs_call(2, &remove)), 2), Status::NOENT, "another XID is another Call");
     let by_bob = call_as(1001, 1, (v3::PROGRAM, 3, Proc::Remove as u32), &remove);
     assert_eq!(status(rig.answer(&by_bob), 1), Status::NOENT, "another user");
@@ -405,8 +403,7 @@ fn a_retransmission_of_a_call_in_execution_gets_nothing() {
         let call = IncomingCall { origin: rig.origin, message: &message, chunks: &[] };
         let (mut r, mut reply) = (Reader::new(&message), OutgoingReply::default());
         let header = rpc::receive(&mut r, PROGRAMS).unwrap();
-        let mut job =
-            Job { call: &call, patience: Patience::Wait, pools: &rig.pools, reply: &mut reply };
+        let mut job = Job { call: &call, patience: Patience::Wait, pools: &rig.pools, reply: &mut reply };
         rig.service.begin(&header, r.rest(), &mut job).unwrap()
     };
     assert_eq!(rig.serve(&message, &[]), (Served::Silent, vec![]));

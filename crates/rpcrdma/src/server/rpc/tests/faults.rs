@@ -37,7 +37,13 @@ fn one_of_each(object: Handle, other: Handle) -> Vec<(Proc, Vec<u8>)> {
         Args::Rename(RenameArgs { from: at, to: DirOp { dir: other, name: b"to" } }),
         Args::Link(LinkArgs { file: object, to: DirOp { dir: other, name: b"to" } }),
         Args::ReadDir(ReadDirArgs { dir: object, cookie: 0, verifier, count: 1000 }),
-        Args::ReadDirPlus(ReadDirPlusArgs { dir: object, cookie: 0, verifier, dircount: 500, maxcount: 1000 }),
+        Args::ReadDirPlus(ReadDirPlusArgs {
+            dir: object,
+            cookie: 0,
+            verifier,
+            dircount: 500,
+            maxcount: 1000,
+        }),
         Args::FsStat(FsStatArgs { root: object }),
         Args::FsInfo(FsInfoArgs { root: object }),
         Args::PathConf(PathConfArgs { object }),
@@ -174,7 +180,8 @@ fn arguments_that_do_not_decode_are_garbage() {
 fn what_decodes_badly_is_not_remembered() {
     let rig = Rig::new();
     let root = rig.root();
-    let whole = nfs_call(8, &MkDirArgs { at: DirOp { dir: root, name: b"d" }, attributes: SetAttributes::default() });
+    let whole =
+        nfs_call(8, &MkDirArgs { at: DirOp { dir: root, name: b"d" }, attributes: SetAttributes::default() });
     assert_eq!(fault(&rig.answer(&whole[..whole.len() - 4])), Fault::GarbageArgs);
     let reply = rig.answer(&whole);
     assert_eq!(CreateResult::decode(&mut Reader::new(results(8, &reply))).unwrap().status(), Status::OK);

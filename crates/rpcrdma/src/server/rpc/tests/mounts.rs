@@ -35,7 +35,8 @@ fn exports_and_directories_inside_them_are_mounted() {
     assert_eq!(rig.mnt(b"/main"), Ok(rig.main.root()));
     assert_eq!(rig.mnt(b"/main/"), Ok(rig.main.root()));
     assert_eq!(rig.mnt(b"/ro"), Ok(rig.ro.root()));
-    let args = MkDirArgs { at: DirOp { dir: rig.root(), name: b"sub" }, attributes: SetAttributes::default() };
+    let args =
+        MkDirArgs { at: DirOp { dir: rig.root(), name: b"sub" }, attributes: SetAttributes::default() };
     let bytes = rig.call(&args);
     let sub = ok(CreateResult::decode(&mut Reader::new(&bytes))).object.unwrap();
     assert_eq!(rig.mnt(b"/main/sub"), Ok(sub));
