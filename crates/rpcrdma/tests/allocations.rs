@@ -22,6 +22,7 @@ use rpcrdma::{
 use rpcrdma_fabric::{Listener as _, Region};
 use rpcrdma_nfs::v3::{AccessMask, CreateMode, Handle, SetAttributes, Stable};
 use rpcrdma_proto::drc;
+use tokio::net::TcpListener;
 
 struct Counting;
 
@@ -123,11 +124,17 @@ async fn run(exports: Exports, name: &str, names: bool) {
     let identity = Identity { uid: 0, gid: 0, gids: Vec::new(), machine: "test".to_owned() };
     let config = MountConfig { identity, ..MountConfig::default() };
     let connector = Arc::new(softiwarp::Connector::new(softiwarp::Config::default()));
-    let mount = Mount::new(&Transport::Rdma(connector), &target, config).await.unwrap();
+    let mount = Mount::new(&Transport::Rdma(connector), &target, config.clone()).await.unwrap();
     let how = CreateMode::Unchecked(SetAttributes { mode: Some(0o644), ..SetAttributes::default() });
     let file = mount.create(mount.root(), b"file", how).await.unwrap().object.unwrap();
     let (done, _) = mount.write(file, 0, 1 << 20, Region::alloc(1 << 20), Stable::Unstable).await;
     done.unwrap();
+    measure(&mount, file, names).await;
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target: Target = format!("nfs://{}{name}", listener.local_addr().unwrap()).parse().unwrap();
+    server.listen_tcp(listener);
+    let mount = Mount::new(&Transport::Tcp, &target, config).await.unwrap();
     measure(&mount, file, names).await;
 }
 
