@@ -33,8 +33,9 @@ mod memory;
 use std::ops::ControlFlow;
 
 use rpcrdma_nfs::v3::{
-    AccessMask, Attributes, CookieVerifier, CreateMode, FileType, FsInfo, FsStat, Handle, NfsTime, NodeKind,
-    PathConf, Proc, SetAttributes, Stable, Status, WccAttr, WccData, WriteVerifier,
+    AccessMask, Attributes, CookieVerifier, CreateMode, CreateVerifier, FileType, FsInfo, FsStat, Handle,
+    NfsTime, NodeKind, PathConf, Proc, SetAttributes, SetTime, Stable, Status, WccAttr, WccData,
+    WriteVerifier,
 };
 
 pub use access::{Caller, Credentials, Denied, ExportRules, Squash, UnknownSquash};
@@ -401,7 +402,6 @@ fn check_target(target: &[u8]) -> Result<(), Status> {
 
 /// The check of attributes to set: times have less than a second of nanoseconds.
 fn check_set(set: &SetAttributes) -> Result<(), Status> {
-    use rpcrdma_nfs::v3::SetTime;
     for time in [set.atime, set.mtime] {
         if matches!(time, SetTime::Client(t) if !t.is_valid()) {
             return Err(Status::INVAL);
@@ -410,11 +410,38 @@ fn check_set(set: &SetAttributes) -> Result<(), Status> {
     Ok(())
 }
 
-/// The seconds of mtime and atime that hold an exclusive CREATE's verifier. The top bits are lost, because many
-/// filesystems keep times as signed numbers.
-fn verifier_times(verifier: [u8; 8]) -> (u32, u32) {
-    let [a, b, c, d, e, f, g, h] = verifier;
-    (u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff, u32::from_be_bytes([e, f, g, h]) & 0x7fff_ffff)
+/// Where an exclusive CREATE leaves its verifier so that a retry is recognised: its halves in the seconds of mtime and
+/// atime, without the top bits, because many filesystems keep times as signed numbers; and the second half once more in
+/// the nanoseconds of mtime, because a reader moves atime.
+struct VerifierTimes {
+    mtime: NfsTime,
+    atime: NfsTime,
+}
+
+impl VerifierTimes {
+    fn new(verifier: CreateVerifier) -> Self {
+        let [a, b, c, d, e, f, g, h] = verifier.0;
+        let (first, second) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+        let seconds = |half| half & 0x7fff_ffff;
+        Self {
+            mtime: NfsTime { seconds: seconds(first), nanos: second % 1_000_000_000 },
+            atime: NfsTime { seconds: seconds(second), nanos: 0 },
+        }
+    }
+
+    /// What SETATTR leaves them with.
+    fn set(&self) -> SetAttributes {
+        SetAttributes {
+            atime: SetTime::Client(self.atime),
+            mtime: SetTime::Client(self.mtime),
+            ..SetAttributes::default()
+        }
+    }
+
+    /// Whether a file has them. Some filesystems keep no nanoseconds; there atime has to do.
+    fn are_on(&self, mtime: NfsTime, atime: NfsTime) -> bool {
+        mtime == self.mtime || (mtime.seconds, atime.seconds) == (self.mtime.seconds, self.atime.seconds)
+    }
 }
 
 /// Both sides of weak cache consistency.

@@ -89,7 +89,7 @@ pub(super) fn ten_thousand_entries_while_others_come_and_go(t: &Fixture) {
     let dir = t.dir(&t.root(), "dir");
     let none = SetAttributes::default();
     // Every third entry is only there to be removed.
-    let total = 10_000;
+    let total = t.many;
     for n in 0..total {
         let name = format!("{}{n:05}", if n % 3 == 0 { "doomed" } else { "stays" });
         let status = t.export.symlink(&t.me, &dir, name.as_bytes(), &none, b"x").status();

@@ -21,6 +21,8 @@ pub(super) struct Fixture {
     pub(super) me: Caller,
     /// Whether callers are told apart.
     pub(super) identities: bool,
+    /// How many entries a large directory has.
+    pub(super) many: usize,
     /// Keeps the directory for as long as the export.
     _dir: Option<tempfile::TempDir>,
 }
@@ -51,15 +53,21 @@ pub(super) fn is_root() -> bool {
 impl Fixture {
     pub(super) fn memory() -> Self {
         let export = MemoryExport::new(key(), MemoryOptions::default());
-        Self { export: Box::new(export), me: Caller::superuser(), identities: true, _dir: None }
+        Self { export: Box::new(export), me: Caller::superuser(), identities: true, many: 10_000, _dir: None }
     }
 
     pub(super) fn local_in(within: &Path, change: impl FnOnce(&mut LocalOptions)) -> Self {
         let dir = open_directory(within);
-        let export = local(dir.path(), change);
+        let mut many = 10_000;
+        let export = local(dir.path(), |options| {
+            change(options);
+            if options.sync || options.places < 10_000 {
+                many = 300;
+            }
+        });
         let uid = rustix::process::geteuid().as_raw();
         let me = Caller::new(uid, rustix::process::getegid().as_raw(), &[]);
-        Self { export: Box::new(export), me, identities: uid == 0, _dir: Some(dir) }
+        Self { export: Box::new(export), me, identities: uid == 0, many, _dir: Some(dir) }
     }
 
     pub(super) fn root(&self) -> Handle {

@@ -116,7 +116,7 @@ impl LocalExport {
         let fd = self.file(object, true)?;
         let mut count = 0;
         {
-            let _assumed = self.identity.assume_user(caller).map_err(status)?;
+            let _assumed = self.assume_to_write(caller, attrs)?;
             while count < data.len() {
                 match write_at(&fd, offset + count as u64, &data[count..], stable) {
                     Ok(0) => break,
@@ -137,6 +137,21 @@ impl LocalExport {
             return Err(Status::IO);
         }
         Ok(Written { count, committed: stable, verifier })
+    }
+
+    /// Takes as much of the caller's identity as a change of data needs: the user for quotas, and the groups too if the
+    /// kernel has to decide whether a set-group-id bit may stay.
+    fn assume_to_write(
+        &self,
+        caller: &Caller,
+        attrs: &Attributes,
+    ) -> Result<super::identity::Assumed<'_>, Status> {
+        let assumed = if attrs.mode & 0o6000 == 0 {
+            self.identity.assume_user(caller)
+        } else {
+            self.identity.assume(caller)
+        };
+        assumed.map_err(status)
     }
 
     /// COMMIT, except for its attributes.
@@ -261,7 +276,7 @@ impl LocalExport {
                 return Err(Status::FBIG);
             }
             let fd = self.file(object, true)?;
-            let _assumed = self.identity.assume_user(caller).map_err(status)?;
+            let _assumed = self.assume_to_write(caller, attrs)?;
             rustix::fs::ftruncate(&fd, size).map_err(status)?;
         }
         if set.uid == Some(NO_ID) || set.gid == Some(NO_ID) {

@@ -7,14 +7,12 @@
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
-use rpcrdma_nfs::v3::{
-    Attributes, CreateMode, FileType, Handle, NfsTime, NodeKind, SetAttributes, SetTime, Status, WccData,
-};
+use rpcrdma_nfs::v3::{Attributes, CreateMode, FileType, Handle, NodeKind, SetAttributes, Status, WccData};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::{
-    Caller, Changed, Created, Outcome, check_new_name, check_rename, check_set, check_target, verifier_times,
+    Caller, Changed, Created, Outcome, VerifierTimes, check_new_name, check_rename, check_set, check_target,
     wcc,
 };
 use super::objects::{Object, open_name, status};
@@ -116,17 +114,15 @@ impl LocalExport {
                 }
             }
             CreateMode::Exclusive(verifier) => {
-                let (mtime, atime) = verifier_times(verifier.0);
-                let times = SetAttributes {
-                    atime: SetTime::Client(NfsTime::new(atime, 0)),
-                    mtime: SetTime::Client(NfsTime::new(mtime, 0)),
-                    ..SetAttributes::default()
-                };
-                match self.new_file(caller, dir, name, EXCLUSIVE_MODE, &times) {
+                let times = VerifierTimes::new(*verifier);
+                match self.new_file(caller, dir, name, EXCLUSIVE_MODE, &times.set()) {
                     Err(Status::EXIST) => {
                         let (object, attrs) = self.existing_file(dir, name)?;
-                        let same = (attrs.mtime.seconds, attrs.atime.seconds) == (mtime, atime);
-                        if attrs.size == 0 && same { Ok(self.created(&object)) } else { Err(Status::EXIST) }
+                        if attrs.size == 0 && times.are_on(attrs.mtime, attrs.atime) {
+                            Ok(self.created(&object))
+                        } else {
+                            Err(Status::EXIST)
+                        }
                     }
                     other => other,
                 }
@@ -289,8 +285,7 @@ impl LocalExport {
             Err(status) => return Outcome::fail(status),
         };
         let same = from.id == to.id;
-        let from_under_way = self.overlap.begin(&from.id);
-        let to_under_way = (!same).then(|| self.overlap.begin(&to.id));
+        let (from_under_way, to_under_way) = self.overlap.begin_both(&from.id, &to.id);
         let before = || Ok((self.attributes(&from)?, self.attributes(&to)?));
         let (from_before, to_before) = match before() {
             Ok(before) => before,
@@ -319,7 +314,6 @@ impl LocalExport {
         };
         let result = renamed();
         let (from_after, to_after) = (self.stat(from.as_fd()).ok(), self.stat(to.as_fd()).ok());
-        // Two directories that share a counter hide each other; that costs their attributes from before.
         let from_alone = from_under_way.was_alone();
         let to_alone = to_under_way.as_ref().map_or(from_alone, |change| change.was_alone());
         let from_wcc = wcc(from_alone.then(|| from_before.wcc()), from_after);

@@ -180,11 +180,7 @@ impl LocalExport {
             Some(object) => object,
             None => {
                 let fd = match &self.resolver {
-                    Resolver::Kernel => {
-                        sys::open_by_handle(self.mount.as_fd(), id, OFlags::PATH | OFlags::NOFOLLOW)
-                            // The handle is one of ours, so whatever the filesystem has against it: the object is gone.
-                            .map_err(|e| if e == Errno::INVAL { Status::STALE } else { status(e) })?
-                    }
+                    Resolver::Kernel => self.open_kernel_handle(id).map_err(status)?,
                     Resolver::Search(table) => table.find(self, id, depth)?,
                 };
                 let kind = file_type(statx(fd.as_fd(), StatxFlags::TYPE).map_err(status)?.stx_mode);
@@ -204,6 +200,21 @@ impl LocalExport {
             }
         }
         Ok(object)
+    }
+
+    fn open_kernel_handle(&self, id: &ObjectId) -> Result<OwnedFd, Errno> {
+        /// How often a shortage is not believed.
+        const TRIES: u32 = 16;
+        for _ in 0..TRIES {
+            match sys::open_by_handle(self.mount.as_fd(), id, OFlags::PATH | OFlags::NOFOLLOW) {
+                // Linux also says so of a directory that is being removed at this moment, and then soon says ESTALE.
+                Err(Errno::NOMEM) => std::thread::yield_now(),
+                // The handle is one of ours, so whatever the filesystem has against it: the object is gone.
+                Err(Errno::INVAL) => return Err(Errno::STALE),
+                result => return result,
+            }
+        }
+        Err(Errno::NOMEM)
     }
 
     /// Makes sure that a directory still lies below the root, by walking up. A local process may have moved it out.

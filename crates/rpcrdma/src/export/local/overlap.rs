@@ -32,10 +32,20 @@ impl Overlap {
         Self { stripes: (0..STRIPES).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    pub(super) fn begin(&self, id: &ObjectId) -> Change<'_> {
+    fn stripe(&self, id: &ObjectId) -> usize {
         let mut hasher = std::hash::DefaultHasher::new();
         id.hash(&mut hasher);
-        let stripe = &self.stripes[hasher.finish() as usize % STRIPES];
+        hasher.finish() as usize % STRIPES
+    }
+
+    /// One change of two objects. The second is `None` if the first stands for both, because they share a counter.
+    pub(super) fn begin_both(&self, one: &ObjectId, other: &ObjectId) -> (Change<'_>, Option<Change<'_>>) {
+        let apart = self.stripe(one) != self.stripe(other);
+        (self.begin(one), apart.then(|| self.begin(other)))
+    }
+
+    pub(super) fn begin(&self, id: &ObjectId) -> Change<'_> {
+        let stripe = &self.stripes[self.stripe(id)];
         // Beginning is one addition in each half. The lower one wraps into the upper one every four billion changes;
         // taking that carry back keeps the upper half exact.
         let before = stripe.fetch_add(UNDER_WAY + 1, Ordering::AcqRel);
@@ -79,6 +89,16 @@ mod tests {
         assert!(!first.was_alone(), "somebody came and went");
         drop(first);
         assert!(overlap.begin(&id(1)).was_alone());
+    }
+
+    #[test]
+    fn one_change_of_two_objects_does_not_see_itself() {
+        let overlap = Overlap::new();
+        for n in 0..=255 {
+            let (one, other) = overlap.begin_both(&id(0), &id(n));
+            assert!(one.was_alone() && other.as_ref().is_none_or(Change::was_alone), "{n}");
+            assert!(n != 0 || other.is_none());
+        }
     }
 
     #[test]

@@ -25,14 +25,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rpcrdma_nfs::v3::{
     AccessMask, Attributes, CookieVerifier, CreateMode, FileType, FsInfo, FsStat, Handle, NfsTime, NodeKind,
-    PathConf, Proc, SetAttributes, SetTime, Stable, Status, WccData, WriteVerifier, check_name,
+    PathConf, Proc, SetAttributes, Stable, Status, WccData, WriteVerifier, check_name,
 };
 
 use super::handle::{HandleCodec, ObjectId};
 use super::{
     Caller, Changed, Created, DirEntry, EntrySink, Export, ExportId, Found, HandleKey, Looked, Outcome,
-    Patience, ReadDir, ReadDone, WouldBlock, Written, check_new_name, check_remove, check_rename,
-    check_rmdir, check_set, check_target, fsinfo_of, verifier_times, wcc,
+    Patience, ReadDir, ReadDone, VerifierTimes, WouldBlock, Written, check_new_name, check_remove,
+    check_rename, check_rmdir, check_set, check_target, fsinfo_of, wcc,
 };
 use tree::{FILE_MAX, LINK_MAX, MAY_EXEC, MAY_READ, MAY_WRITE, Node, ROOT, Tree};
 
@@ -382,20 +382,18 @@ impl Export for MemoryExport {
             }
             CreateMode::Exclusive(verifier) => {
                 self.changed(caller, dir, check_new_name(name), |tree, dir, now| {
-                    let (mtime, atime) = verifier_times(verifier.0);
+                    let times = VerifierTimes::new(*verifier);
                     if let Some(number) = tree.searchable(caller, dir)?.get(name) {
                         let inode = tree.get(number)?;
-                        let same = inode.file().is_ok_and(|pages| pages.len() == 0)
-                            && (inode.mtime.seconds, inode.atime.seconds) == (mtime, atime);
-                        return if same { Ok(self.created(tree, number)) } else { Err(Status::EXIST) };
+                        let empty = inode.file().is_ok_and(|pages| pages.len() == 0);
+                        return if empty && times.are_on(inode.mtime, inode.atime) {
+                            Ok(self.created(tree, number))
+                        } else {
+                            Err(Status::EXIST)
+                        };
                     }
                     let number = tree.make(caller, (dir, name), new(), 0o600, now)?;
-                    let times = SetAttributes {
-                        atime: SetTime::Client(NfsTime::new(atime, 0)),
-                        mtime: SetTime::Client(NfsTime::new(mtime, 0)),
-                        ..SetAttributes::default()
-                    };
-                    tree.set_attributes(caller, number, &times, now)?;
+                    tree.set_attributes(caller, number, &times.set(), now)?;
                     Ok(self.created(tree, number))
                 })
             }
@@ -485,7 +483,11 @@ impl Export for MemoryExport {
         dir: &Handle,
         name: &[u8],
     ) -> Outcome<(), (Option<Attributes>, WccData)> {
-        let number = match self.number(object) {
+        let known = self.number(object).and_then(|number| {
+            self.look().tree.get(number)?;
+            Ok(number)
+        });
+        let number = match known {
             Ok(number) => number,
             Err(status) => return Outcome::fail(status),
         };

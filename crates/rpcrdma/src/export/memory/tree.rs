@@ -175,7 +175,7 @@ impl Inode {
     fn drop_set_id(&mut self, caller: &Caller) {
         if caller.uid() != 0 {
             self.mode &= !SET_UID;
-            if self.mode & 0o010 != 0 {
+            if self.mode & 0o010 != 0 || !caller.in_group(self.gid) {
                 self.mode &= !SET_GID;
             }
         }
@@ -421,6 +421,9 @@ impl Tree {
         (to, to_name): (u64, &[u8]),
         now: NfsTime,
     ) -> Result<(), Status> {
+        for dir in [from, to] {
+            self.get(dir)?.directory()?;
+        }
         self.searchable(caller, from)?;
         self.searchable(caller, to)?;
         let source = self.get(from)?.directory()?.get(from_name).ok_or(Status::NOENT)?;
@@ -483,6 +486,7 @@ impl Tree {
         now: NfsTime,
     ) -> Result<(), Status> {
         let inode = self.get(object)?;
+        self.get(dir)?.directory()?;
         if inode.is_directory() {
             return Err(Status::INVAL);
         }
