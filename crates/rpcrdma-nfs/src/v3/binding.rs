@@ -75,12 +75,12 @@ pub const fn readlink_bound(target: u32) -> ReplyBound {
     ReplyBound { inline: fixed_bound(Proc::ReadLink).inline, chunkable: Some(target) }
 }
 
-/// The bound of a READDIR of `count` bytes or a READDIRPLUS of `maxcount` bytes. A failure carries attributes
-/// however small that is.
+/// The bound of a READDIR of `count` bytes or a READDIRPLUS of `maxcount` bytes. RFC 1813 counts attributes, verifier and
+/// the end of the list in; Linux's server counts the entries alone, so there has to be room for the rest beside them.
 #[must_use]
 pub const fn readdir_bound(count: u32) -> ReplyBound {
-    let results = if (count as usize) < POST_OP { POST_OP } else { count as usize };
-    ReplyBound { inline: (RPC_REPLY_HEADER + STATUS).saturating_add(results), chunkable: None }
+    let around = fixed_bound(Proc::ReadDir).inline;
+    ReplyBound { inline: around.saturating_add(count as usize), chunkable: None }
 }
 
 /// Whether the procedure has an argument that may be a chunk: WRITE's data, SYMLINK's target.
@@ -149,9 +149,9 @@ mod tests {
         assert_eq!(read_bound(5), ReplyBound { inline: 128, chunkable: Some(5) });
         assert_eq!(read_bound(5).whole(), 136);
         assert_eq!(readlink_bound(6).whole(), 128);
-        assert_eq!(readdir_bound(4096), ReplyBound { inline: 28 + 4096, chunkable: None });
-        assert_eq!(readdir_bound(0).inline, 28 + 88);
-        assert_eq!(readdir_bound(u32::MAX).inline, 28 + u32::MAX as usize);
+        assert_eq!(readdir_bound(4096), ReplyBound { inline: 28 + 104 + 4096, chunkable: None });
+        assert_eq!(readdir_bound(0).inline, 28 + 104);
+        assert_eq!(readdir_bound(u32::MAX).inline, 28 + 104 + u32::MAX as usize);
     }
 
     #[test]
