@@ -180,7 +180,7 @@ impl LocalExport {
     }
 
     /// Data that were acknowledged may be gone: whoever holds a copy has to send it again.
-    fn lost_data(&self, errno: Errno) {
+    pub(super) fn lost_data(&self, errno: Errno) {
         tracing::error!(%errno, "writing out failed; clients are told to send unstable data again");
         self.verifier.fetch_add(1, Ordering::AcqRel);
     }
