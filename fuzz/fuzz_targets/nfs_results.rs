@@ -1,0 +1,4 @@
+//! libFuzzer's way into the target `nfs_results`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| rpcrdma_fuzz::target("nfs_results")(bytes));
