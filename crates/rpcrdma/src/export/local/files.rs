@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UT
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::super::{Caller, Looked, Outcome, Patience, ReadDone, WouldBlock, Written};
+use super::identity::Assumed;
 use super::objects::{Object, status};
 use super::{LocalExport, locked, sys};
 
@@ -116,7 +117,8 @@ impl LocalExport {
         let fd = self.file(object, true)?;
         let mut count = 0;
         {
-            let _assumed = self.assume_to_write(caller, attrs)?;
+            let end = offset.saturating_add(data.len() as u64);
+            let _assumed = self.assume_to_write(caller, attrs, end)?;
             while count < data.len() {
                 match write_at(&fd, offset + count as u64, &data[count..], stable) {
                     Ok(0) => break,
@@ -139,19 +141,22 @@ impl LocalExport {
         Ok(Written { count, committed: stable, verifier })
     }
 
-    /// Takes as much of the caller's identity as a change of data needs: the user for quotas, and the groups too if the
-    /// kernel has to decide whether a set-group-id bit may stay.
+    /// Takes as much of the caller's identity as a change of data up to `end` needs: the user for quotas and reserved
+    /// space, the groups too if the kernel has to decide whether a set-group-id bit may stay, and nothing if neither
+    /// can matter, because changing identities costs more than writing a page.
     fn assume_to_write(
         &self,
         caller: &Caller,
         attrs: &Attributes,
-    ) -> Result<super::identity::Assumed<'_>, Status> {
-        let assumed = if attrs.mode & 0o6000 == 0 {
-            self.identity.assume_user(caller)
-        } else {
-            self.identity.assume(caller)
-        };
-        assumed.map_err(status)
+        end: u64,
+    ) -> Result<Option<Assumed<'_>>, Status> {
+        if attrs.mode & 0o6000 != 0 {
+            return self.identity.assume(caller).map(Some).map_err(status);
+        }
+        if self.in_place && end <= attrs.size && attrs.size <= attrs.used {
+            return Ok(None);
+        }
+        self.identity.assume_user(caller).map(Some).map_err(status)
     }
 
     /// COMMIT, except for its attributes.
@@ -276,7 +281,7 @@ impl LocalExport {
                 return Err(Status::FBIG);
             }
             let fd = self.file(object, true)?;
-            let _assumed = self.assume_to_write(caller, attrs)?;
+            let _assumed = self.assume_to_write(caller, attrs, size)?;
             rustix::fs::ftruncate(&fd, size).map_err(status)?;
         }
         if set.uid == Some(NO_ID) || set.gid == Some(NO_ID) {

@@ -103,9 +103,9 @@ impl LocalExport {
             let fileid = if above { self.root_identity.2 } else { entry.ino() };
             let mut given =
                 DirEntry { name, fileid, cookie: entry.next_entry_cookie(), attrs: None, handle: None };
-            if plus && let Ok(object) = self.child(dir, name) {
-                given.attrs = self.stat(object.as_fd()).ok();
-                given.fileid = given.attrs.map_or(fileid, |attrs| attrs.fileid);
+            if plus && let Ok((object, attrs)) = self.child(dir, name) {
+                given.attrs = Some(attrs);
+                given.fileid = attrs.fileid;
                 given.handle = Some(self.handle_of(&object.id));
             }
             if sink.entry(&given).is_break() {

@@ -209,6 +209,8 @@ pub struct LocalExport {
     sync: bool,
     /// The filesystem lives in memory, so that no read waits.
     in_memory: bool,
+    /// Writing over what exists takes no new space.
+    in_place: bool,
     limits: (u64, u32),
     recheck: u64,
     started: Instant,
@@ -323,6 +325,7 @@ impl LocalExport {
             fsid,
             sync: options.sync,
             in_memory: matches!(magic, TMPFS_MAGIC | RAMFS_MAGIC),
+            in_place: matches!(magic, TMPFS_MAGIC | EXT_MAGIC),
             limits,
             recheck: options.recheck.as_millis() as u64,
             started: Instant::now(),
@@ -531,8 +534,7 @@ impl Export for LocalExport {
         self.looked(dir, |dir, attrs| {
             rpcrdma_nfs::v3::check_name(name)?;
             self.check_searchable(caller, dir, attrs)?;
-            let object = self.child(dir, name)?;
-            let attrs = self.stat(object.as_fd()).map_err(status)?;
+            let (object, attrs) = self.child(dir, name)?;
             self.keep(&object);
             Ok(Found { handle: self.handle_of(&object.id), attrs: Some(attrs) })
         })

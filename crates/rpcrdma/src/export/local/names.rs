@@ -63,19 +63,20 @@ impl LocalExport {
     fn finish(
         &self,
         caller: &Caller,
-        object: &Arc<Object>,
+        (object, attrs): (&Arc<Object>, &Attributes),
         mode: Option<u32>,
         set: &SetAttributes,
     ) -> Result<(), Status> {
-        let attrs = self.stat(object.as_fd()).map_err(status)?;
         if let Some(mode) = mode {
             let hidden = mode & !attrs.mode & self.umask & 0o777;
             // A default access control list of the directory limits the mode for good reason.
             if hidden != 0 && !self.has_acl(object) {
-                self.as_caller(caller, || self.change_mode(object, attrs.mode | hidden))?;
+                // With the server's rights: the kernel would take a set-group-id bit away from a caller who is not in
+                // the group that the directory gave.
+                self.change_mode(object, attrs.mode | hidden).map_err(status)?;
             }
         }
-        self.set_attributes(caller, object, &attrs, set)
+        self.set_attributes(caller, object, attrs, set)
     }
 
     fn has_acl(&self, object: &Object) -> bool {
@@ -131,12 +132,8 @@ impl LocalExport {
     }
 
     fn existing_file(&self, dir: &Object, name: &[u8]) -> Result<(Arc<Object>, Attributes), Status> {
-        let object = self.child(dir, name)?;
-        if object.kind != FileType::Regular {
-            return Err(Status::EXIST);
-        }
-        let attrs = self.stat(object.as_fd()).map_err(status)?;
-        Ok((object, attrs))
+        let (object, attrs) = self.child(dir, name)?;
+        if object.kind == FileType::Regular { Ok((object, attrs)) } else { Err(Status::EXIST) }
     }
 
     fn new_file(
@@ -156,7 +153,8 @@ impl LocalExport {
         self.note_place(&id, &dir.id, name);
         // Its data can be written through this descriptor whatever its mode says, which is what its owner expects.
         self.keep_file(&object, true, &fd);
-        self.finish(caller, &object, Some(mode), set)?;
+        let attrs = self.stat(fd.as_fd()).map_err(status)?;
+        self.finish(caller, (&object, &attrs), Some(mode), set)?;
         self.make_durable(&object)?;
         Ok(self.created(&object))
     }
@@ -171,13 +169,13 @@ impl LocalExport {
         make: impl FnOnce() -> Result<(), Errno>,
     ) -> Result<Created, Status> {
         self.as_caller(caller, make)?;
-        let object = match self.child(dir, name) {
-            Ok(object) => object,
+        let (object, attrs) = match self.child(dir, name) {
+            Ok(found) => found,
             // Made, and gone before anybody could look.
             Err(Status::NOENT) => return Ok(Created { handle: None, attrs: None }),
             Err(status) => return Err(status),
         };
-        self.finish(caller, &object, mode, set)?;
+        self.finish(caller, (&object, &attrs), mode, set)?;
         self.make_durable(&object)?;
         Ok(self.created(&object))
     }
@@ -266,7 +264,7 @@ impl LocalExport {
         let victim = self.child(dir, name).ok();
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         self.as_caller(caller, || rustix::fs::unlinkat(dir.as_fd(), name, flags))?;
-        if let Some(victim) = victim {
+        if let Some((victim, _)) = victim {
             self.forget(&victim.id);
         }
         self.make_durable(dir)
@@ -302,7 +300,7 @@ impl LocalExport {
             }
             let victim = self.child(&to, to_name).ok();
             self.as_caller(caller, || rustix::fs::renameat(from.as_fd(), from_name, to.as_fd(), to_name))?;
-            if let Some(victim) = victim {
+            if let Some((victim, _)) = victim {
                 self.forget(&victim.id);
             }
             if matches!(self.resolver, Resolver::Search(_)) {

@@ -137,10 +137,10 @@ impl LocalExport {
     }
 
     /// An object from its descriptor. Does not say that it lies inside the export; the caller knows.
-    pub(super) fn object_of(&self, fd: OwnedFd) -> Result<Arc<Object>, Errno> {
+    pub(super) fn object_of(&self, fd: OwnedFd) -> Result<(Arc<Object>, Attributes), Errno> {
         let id = id_of(self.naming, fd.as_fd())?;
-        let kind = file_type(statx(fd.as_fd(), StatxFlags::TYPE)?.stx_mode);
-        Ok(self.new_object(id, kind, Arc::new(fd)))
+        let attrs = self.stat(fd.as_fd())?;
+        Ok((self.new_object(id, attrs.file_type, Arc::new(fd)), attrs))
     }
 
     pub(super) fn new_object(&self, id: ObjectId, kind: FileType, fd: Arc<OwnedFd>) -> Arc<Object> {
@@ -255,11 +255,15 @@ impl LocalExport {
         Ok(false)
     }
 
-    /// What stands under a name in a directory, found with the server's own rights.
-    pub(super) fn child(&self, dir: &Object, name: &[u8]) -> Result<Arc<Object>, Status> {
+    /// What stands under a name in a directory, with its attributes, found with the server's own rights.
+    pub(super) fn child(&self, dir: &Object, name: &[u8]) -> Result<(Arc<Object>, Attributes), Status> {
+        let kept = |object: Arc<Object>| {
+            let attrs = self.stat(object.as_fd()).map_err(status)?;
+            Ok((object, attrs))
+        };
         match name {
-            b"." => return self.object_by_id(&dir.id, 0),
-            b".." if dir.id == self.root.id => return Ok(self.root.clone()),
+            b"." => return kept(self.object_by_id(&dir.id, 0)?),
+            b".." if dir.id == self.root.id => return kept(self.root.clone()),
             b".." => {
                 // Exact, not remembered: this is the one step that could lead out.
                 self.check_contained(dir)?;
@@ -272,9 +276,9 @@ impl LocalExport {
             _ => {}
         }
         let fd = open_name(dir.as_fd(), name, OFlags::PATH, Mode::empty()).map_err(name_status)?;
-        let object = self.object_of(fd).map_err(status)?;
+        let (object, attrs) = self.object_of(fd).map_err(status)?;
         self.note_place(&object.id, &dir.id, name);
-        Ok(object)
+        Ok((object, attrs))
     }
 
     /// Tells the table of an unprivileged server where an object is.
