@@ -20,6 +20,8 @@
 //! Those of [`Limits`]. When one is reached the connection is not read, and TCP tells the peer. If the pools are empty
 //! a connection may allocate the region for one record itself, so peers that hold the pools cannot lock others out.
 
+mod inbox;
+
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
@@ -48,20 +50,17 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
+use self::inbox::{Apart, BadRecord, Inbox, Next};
 use crate::{
     memory::{MAX_TRANSFER, Pools},
     server::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
     stream::{self, Pieces, SLICES},
 };
 
-/// Length of a connection's receive buffer. Records that fit are served in place.
-const INBOX: usize = 16 << 10;
 /// Replies leave at the latest when so many bytes of them wait.
 const FLUSH_AT: usize = 256 << 10;
 /// Buffers that are larger are not kept for later messages.
 const KEEP: usize = 64 << 10;
-/// The bit of a record mark that says "last fragment".
-const LAST: u32 = 1 << 31;
 
 /// What a TCP server allows its peers.
 #[derive(Clone, Debug)]
@@ -186,63 +185,27 @@ enum End {
     Closed,
     /// The peer closed it inside a record.
     Truncated,
-    /// The peer sent what cannot be answered.
-    Misbehaved(Misbehaviour),
+    /// The peer sent what is no record.
+    BadRecord(BadRecord),
+    /// The peer sent what is no Call, or the service failed.
+    NotServed,
     /// The peer stopped sending or taking.
     Stalled,
     /// The socket failed.
     Io(io::Error),
 }
 
-/// What a peer may not send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Misbehaviour {
-    /// A record of more bytes than allowed.
-    RecordTooLong(u64),
-    /// A record of more fragments than allowed.
-    TooManyFragments,
-    /// A record whose length is not a multiple of 4.
-    NotWords(usize),
-    /// A record that the service wants no more of.
-    NotACall,
-}
-
-/// A record that is put together in memory of its own: long, or in fragments.
-struct Partial {
-    region: Region,
-    /// Bytes there.
-    len: usize,
-    /// Bytes that this fragment still has to bring.
-    left: usize,
-    last: bool,
-    fragments: u32,
-    /// Not from the pools.
-    own: bool,
-}
-
-/// What the inbox has to offer.
-enum Next {
-    /// A record, at this place of the buffer.
-    InPlace { at: usize, len: usize },
-    /// A record in memory of its own.
-    Apart(Held),
-    /// Nothing whole.
-    Incomplete,
-    /// A record wants a region, and all are in use, the connection's own too.
-    NoMemory,
-}
-
 /// The memory of a Call that is not in the inbox.
 enum Held {
     Bytes(Vec<u8>),
-    Region { region: Region, len: usize, own: bool },
+    Record(Apart),
 }
 
 impl Held {
     fn message(&self) -> &[u8] {
         match self {
             Self::Bytes(v) => v,
-            Self::Region { region, len, .. } => region.get(..*len).unwrap_or_default(),
+            Self::Record(record) => record.message(),
         }
     }
 }
@@ -315,11 +278,7 @@ struct Connection {
     pools: Pools,
     limits: Arc<Limits>,
     counters: Arc<Counters>,
-    /// Unread bytes are `inbox[start..end]`.
-    inbox: Region,
-    start: usize,
-    end: usize,
-    partial: Option<Partial>,
+    inbox: Inbox,
     outbox: VecDeque<Outgoing>,
     outbox_bytes: usize,
     /// Bytes of the outbox's first Reply that have left.
@@ -327,8 +286,6 @@ struct Connection {
     executing: usize,
     report: mpsc::UnboundedSender<Done>,
     done: mpsc::UnboundedReceiver<Done>,
-    /// Whether the region that this connection may have beyond the pools is in use.
-    own_region: bool,
     /// False once a shutdown began or the peer sent its FIN: only what has been taken in is finished.
     reading: bool,
     spare: Vec<Vec<u8>>,
@@ -351,21 +308,17 @@ impl Connection {
             stream,
             origin: Origin { peer, carrier: Carrier::Tcp },
             service,
+            inbox: Inbox::new(pools.clone(), limits.record, limits.fragments),
             pools,
             stall: Box::pin(tokio::time::sleep(limits.stall)),
             limits,
             counters,
-            inbox: Region::alloc(INBOX),
-            start: 0,
-            end: 0,
-            partial: None,
             outbox: VecDeque::with_capacity(SLICES),
             outbox_bytes: 0,
             sent: 0,
             executing: 0,
             report,
             done,
-            own_region: false,
             reading: true,
             spare: Vec::new(),
             armed: false,
@@ -388,9 +341,9 @@ impl Connection {
             }
         };
         match end {
-            End::Misbehaved(how) => {
+            End::BadRecord(_) | End::NotServed => {
                 count(&self.counters.misbehaved);
-                tracing::info!(%peer, ?how, "TCP connection closed: the peer misbehaved");
+                tracing::info!(%peer, ?end, "TCP connection closed: the peer misbehaved");
             }
             End::Stalled => {
                 count(&self.counters.stalled);
@@ -431,9 +384,7 @@ impl Connection {
                 return if idle { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
             match ready!(self.poll_fill(cx))? {
-                0 if self.partial.is_some() || self.start != self.end => {
-                    return Poll::Ready(Err(End::Truncated));
-                }
+                0 if self.inbox.is_amid_record() => return Poll::Ready(Err(End::Truncated)),
                 // Replies may still leave: the peer closed its direction only.
                 0 => self.reading = false,
                 _ => self.armed = false,
@@ -453,9 +404,9 @@ impl Connection {
             {
                 return Ok(Stopped::Full);
             }
-            match self.next_record().map_err(End::Misbehaved)? {
+            match self.inbox.next().map_err(End::BadRecord)? {
                 Next::InPlace { at, len } => self.call(at, len)?,
-                Next::Apart(held) => self.call_apart(held)?,
+                Next::Apart(record) => self.call_apart(Held::Record(record))?,
                 Next::Incomplete => return Ok(Stopped::Drained),
                 Next::NoMemory => return Ok(Stopped::NoMemory),
             }
@@ -464,13 +415,14 @@ impl Connection {
 
     /// Serves a record in the inbox.
     fn call(&mut self, at: usize, len: usize) -> Result<(), End> {
+        count(&self.counters.records);
         let mut reply = self.new_reply();
-        let message = self.inbox.get(at..at + len).unwrap_or_default();
+        let message = self.inbox.message(at, len);
         let call = IncomingCall { origin: self.origin, message, chunks: &[] };
         match self.service.serve(&call, Patience::Now, &self.pools, &mut reply) {
             Served::WouldBlock => {
                 let mut copy = self.spare.pop().unwrap_or_default();
-                copy.extend_from_slice(self.inbox.get(at..at + len).unwrap_or_default());
+                copy.extend_from_slice(message);
                 self.execute(Held::Bytes(copy), reply);
                 Ok(())
             }
@@ -480,6 +432,7 @@ impl Connection {
 
     /// Serves a record that has memory of its own.
     fn call_apart(&mut self, held: Held) -> Result<(), End> {
+        count(&self.counters.records);
         let mut reply = self.new_reply();
         let call = IncomingCall { origin: self.origin, message: held.message(), chunks: &[] };
         match self.service.serve(&call, Patience::Now, &self.pools, &mut reply) {
@@ -515,7 +468,7 @@ impl Connection {
         match served {
             Served::Reply => {
                 // A Reply that cannot be sent is a fault of the service; the connection cannot go on without it.
-                let out = Outgoing::new(reply).ok_or(End::Misbehaved(Misbehaviour::NotACall))?;
+                let out = Outgoing::new(reply).ok_or(End::NotServed)?;
                 self.outbox_bytes += out.len;
                 self.outbox.push_back(out);
                 Ok(())
@@ -524,7 +477,7 @@ impl Connection {
                 self.keep(reply.message.into_parts().0);
                 Ok(())
             }
-            Served::WouldBlock | Served::Close => Err(End::Misbehaved(Misbehaviour::NotACall)),
+            Served::WouldBlock | Served::Close => Err(End::NotServed),
         }
     }
 
@@ -536,7 +489,7 @@ impl Connection {
     fn recycle(&mut self, held: Held) {
         match held {
             Held::Bytes(v) => self.keep(v),
-            Held::Region { own, .. } => self.own_region &= !own,
+            Held::Record(record) => self.inbox.recycle(record),
         }
     }
 
@@ -547,115 +500,12 @@ impl Connection {
         }
     }
 
-    /// Cuts the next record out of what has been received.
-    fn next_record(&mut self) -> Result<Next, Misbehaviour> {
-        loop {
-            let have = self.end - self.start;
-            if self.partial.as_ref().is_some_and(|p| p.left > 0) {
-                if have == 0 {
-                    return Ok(Next::Incomplete);
-                }
-                self.move_to_partial();
-                continue;
-            }
-            if let Some(p) = self.partial.take_if(|p| p.last) {
-                return self
-                    .whole(p.len)
-                    .map(|()| Next::Apart(Held::Region { region: p.region, len: p.len, own: p.own }));
-            }
-            let Some(mark) = self.inbox.get(self.start..self.end).and_then(|b| b.first_chunk::<4>()) else {
-                return Ok(Next::Incomplete);
-            };
-            let mark = u32::from_be_bytes(*mark);
-            let (len, last) = ((mark & !LAST) as usize, mark & LAST != 0);
-            let before = self.partial.as_ref().map_or(0, |p| p.len);
-            let total = before as u64 + len as u64;
-            if total > self.limits.record as u64 {
-                return Err(Misbehaviour::RecordTooLong(total));
-            }
-            if self.partial.is_none() && last {
-                if have >= 4 + len {
-                    let at = self.start + 4;
-                    self.start = at + len;
-                    return self.whole(len).map(|()| Next::InPlace { at, len });
-                }
-                if 4 + len <= self.inbox.len() {
-                    return Ok(Next::Incomplete);
-                }
-            }
-            if !self.begin_fragment(before + len, len, last)? {
-                return Ok(Next::NoMemory);
-            }
-        }
-    }
-
-    fn whole(&self, len: usize) -> Result<(), Misbehaviour> {
-        count(&self.counters.records);
-        if len.is_multiple_of(4) { Ok(()) } else { Err(Misbehaviour::NotWords(len)) }
-    }
-
-    /// Makes room for a fragment of `len` bytes, with which its record has `total`, and takes its mark. False if there
-    /// is no memory.
-    fn begin_fragment(&mut self, total: usize, len: usize, last: bool) -> Result<bool, Misbehaviour> {
-        let fragments = self.partial.as_ref().map_or(0, |p| p.fragments) + 1;
-        if fragments > self.limits.fragments {
-            return Err(Misbehaviour::TooManyFragments);
-        }
-        if self.partial.as_ref().is_none_or(|p| p.region.len() < total) {
-            let (mut region, own) = match self.pools.take(total) {
-                Some(region) => (region, false),
-                None if !self.own_region => (Region::alloc(self.limits.record), true),
-                None => return Ok(false),
-            };
-            self.own_region |= own;
-            let mut len = 0;
-            if let Some(old) = self.partial.take() {
-                len = old.len;
-                region[..len].copy_from_slice(&old.region[..len]);
-            }
-            self.partial = Some(Partial { region, len, left: 0, last: false, fragments: 0, own });
-        }
-        if let Some(p) = &mut self.partial {
-            (p.left, p.last, p.fragments) = (len, last, fragments);
-        }
-        self.start += 4;
-        Ok(true)
-    }
-
-    /// Moves what the inbox has of the current fragment.
-    fn move_to_partial(&mut self) {
-        let Some(p) = &mut self.partial else { return };
-        let n = p.left.min(self.end - self.start);
-        p.region[p.len..p.len + n].copy_from_slice(&self.inbox[self.start..self.start + n]);
-        p.len += n;
-        p.left -= n;
-        self.start += n;
-    }
-
-    /// Reads from the socket: into the long record that is being received, or into the inbox. Yields 0 at the end of
-    /// the stream.
+    /// Reads from the socket; 0 bytes are the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, End>> {
-        let stream = Pin::new(&mut self.stream);
-        // `serve` moved what the inbox had before it came here.
-        if let Some(p) = self.partial.as_mut().filter(|p| p.left > 0) {
-            let mut room = ReadBuf::new(&mut p.region[p.len..p.len + p.left]);
-            ready!(stream.poll_read(cx, &mut room)).map_err(End::Io)?;
-            let n = room.filled().len();
-            p.len += n;
-            p.left -= n;
-            return Poll::Ready(Ok(n));
-        }
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.start > 0 {
-            // Part of a record, at most as long as the inbox; its start moves to the front.
-            self.inbox.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        let mut room = ReadBuf::new(&mut self.inbox[self.end..]);
-        ready!(stream.poll_read(cx, &mut room)).map_err(End::Io)?;
+        let mut room = ReadBuf::new(self.inbox.room());
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room)).map_err(End::Io)?;
         let n = room.filled().len();
-        self.end += n;
+        self.inbox.filled(n);
         Poll::Ready(Ok(n))
     }
 
@@ -690,7 +540,7 @@ impl Connection {
 
     /// Ready if the peer made no progress for too long where it owes some.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if self.outbox.is_empty() && self.partial.is_none() && self.start == self.end {
+        if self.outbox.is_empty() && !self.inbox.is_amid_record() {
             self.armed = false;
             return Poll::Pending;
         }

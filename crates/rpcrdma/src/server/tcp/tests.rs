@@ -9,6 +9,9 @@ use tokio::{
 
 use super::*;
 
+/// The bit of a record mark that says "last fragment".
+const LAST: u32 = 1 << 31;
+
 /// Answers with the message itself.
 const ECHO: u32 = 0;
 /// The same, but on a blocking thread.
