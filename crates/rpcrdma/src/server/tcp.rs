@@ -341,9 +341,13 @@ impl Connection {
             }
         };
         match end {
-            End::BadRecord(_) | End::NotServed => {
+            End::BadRecord(how) => {
                 count(&self.counters.misbehaved);
-                tracing::info!(%peer, ?end, "TCP connection closed: the peer misbehaved");
+                tracing::info!(%peer, "TCP connection closed: {how}");
+            }
+            End::NotServed => {
+                count(&self.counters.misbehaved);
+                tracing::info!(%peer, "TCP connection closed: a message that cannot be answered");
             }
             End::Stalled => {
                 count(&self.counters.stalled);

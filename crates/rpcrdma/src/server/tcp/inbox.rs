@@ -9,6 +9,8 @@
 //! Lengths and fragments are checked at each mark, before memory is taken. If the pools are empty an inbox may
 //! allocate one region itself, so that peers which hold the pools cannot lock others out.
 
+use std::fmt;
+
 use rpcrdma_fabric::Region;
 use rpcrdma_proto::record::MARK;
 
@@ -28,6 +30,16 @@ pub(super) enum BadRecord {
     TooManyFragments,
     /// So many bytes, which is not a multiple of 4.
     NotWords(usize),
+}
+
+impl fmt::Display for BadRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong(len) => write!(f, "a record of at least {len} bytes is too long"),
+            Self::TooManyFragments => f.write_str("a record of too many fragments"),
+            Self::NotWords(len) => write!(f, "a record of {len} bytes, which is not a multiple of 4"),
+        }
+    }
 }
 
 /// A record that is put together in memory of its own.
