@@ -24,6 +24,7 @@
 mod inject;
 mod pool;
 mod region;
+pub mod sim;
 
 use std::{
     fmt,
@@ -128,7 +129,7 @@ pub enum Work {
 }
 
 /// What kind of work a completion is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
     /// A posted Receive.
     Recv,
