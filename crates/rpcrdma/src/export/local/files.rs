@@ -314,12 +314,19 @@ impl LocalExport {
         }
         let synced = match object.kind {
             FileType::Directory => self.with_listing(object, |fd| rustix::fs::fsync(fd)),
-            FileType::Regular => match self.file(object, false) {
+            FileType::Regular => match self.file(object, false).or_else(|_| self.file(object, true)) {
                 Ok(fd) => rustix::fs::fsync(&fd),
-                Err(status) => return Err(status),
+                Err(_) => Err(Errno::ACCESS),
             },
             // Nothing else can be opened without side effects; its directory's next change takes it along.
             _ => return Ok(()),
+        };
+        let synced = match synced {
+            // What may be changed but not opened is written out together with everything else.
+            Err(Errno::ACCESS | Errno::PERM) => rustix::fs::syncfs(&self.mount),
+            // Some filesystems have nothing to write out for a directory, and say so.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
+            result => result,
         };
         synced.map_err(|errno| {
             self.lost_data(errno);

@@ -440,3 +440,29 @@ fn access_control_lists_count() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     assert_eq!(read(1000), Status::ACCES);
 }
+
+#[test]
+fn durable_changes_where_nothing_can_be_opened() {
+    // Others may make entries in a drop box, but not read it; its own owner neither.
+    let test = || {
+        if is_root() {
+            use rustix::process::Uid;
+            let uid = Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        }
+        let dir = temp();
+        let drop_box = dir.path().join("box");
+        fs::create_dir(&drop_box).unwrap();
+        fs::set_permissions(&drop_box, fs::Permissions::from_mode(0o300)).unwrap();
+        let export = local(dir.path(), |options| options.sync = true);
+        let drop_box = walk(&export, "box");
+        let how = CreateMode::Guarded(with_mode(0o200));
+        let verifier = export.verifier();
+        assert_eq!(export.create(&me(), &drop_box, b"file", &how).status(), Status::OK);
+        assert_eq!(export.mkdir(&me(), &drop_box, b"dir", &with_mode(0o300)).status(), Status::OK);
+        assert_eq!(export.remove(&me(), &drop_box, b"file").status(), Status::OK);
+        assert_eq!(export.rmdir(&me(), &drop_box, b"dir").status(), Status::OK);
+        assert_eq!(export.verifier(), verifier);
+    };
+    std::thread::spawn(test).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
