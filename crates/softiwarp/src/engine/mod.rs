@@ -345,3 +345,48 @@ fn segments_fit(buf: &Region, at: usize, segments: &RemoteSegments) -> bool {
 }
 
 const _: () = assert!(MIN_MAX_ULPDU > UNTAGGED_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mpa::setup::Role;
+
+    fn engine(role: Role) -> Engine {
+        let agreed = Agreed { role, crc: true, rtr: None, ird: 4, ord: 4 };
+        let recvs = (0..4).map(|_| Region::alloc(8)).collect();
+        Engine::new(&agreed, QpLimits::default(), Options { nudge: false, ..Options::default() }, recvs)
+    }
+
+    #[test]
+    fn message_numbers_wrap() {
+        let (mut a, mut b) = (engine(Role::Active), engine(Role::Passive));
+        a.tx.set_next_messages(u32::MAX);
+        b.rx.set_next_messages(u32::MAX);
+        let e = b.expose(Region::alloc(8), 8, Access::RemoteRead).unwrap();
+        let from = rpcrdma_fabric::RemoteSegment { stag: e.stag, offset: e.offset, len: 8 };
+        for id in 0..3 {
+            a.post(Work::Send { id, buf: Region::alloc(1), len: 1, invalidate: None }).unwrap();
+            let from = std::iter::once(from).collect();
+            a.post(Work::Read { id, buf: Region::alloc(8), at: 0, from }).unwrap();
+        }
+        let mut done = Vec::new();
+        a.fill(&mut done);
+        let mut bytes = Vec::new();
+        {
+            let mut slices = Slices::new();
+            a.output(&mut slices);
+            slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
+        }
+        for byte in bytes {
+            {
+                let [direct, staged] = &mut b.input();
+                let place = if direct.is_empty() { staged } else { direct };
+                place[0] = byte;
+            }
+            b.received(1, &mut done);
+        }
+        assert_eq!(b.failure(), None);
+        assert_eq!(done.len(), 3);
+        assert_eq!(b.tx.open_responses(), 3);
+    }
+}

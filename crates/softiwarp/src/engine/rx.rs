@@ -178,6 +178,11 @@ impl Rx {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn set_next_messages(&mut self, msn: u32) {
+        (self.send_msn, self.request_msn) = (msn, msn);
+    }
+
     /// Whether the stream could end here in good order.
     pub(super) fn between_fpdus(&self) -> bool {
         self.phase == Phase::Header && self.start == self.end

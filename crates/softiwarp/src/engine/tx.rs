@@ -171,6 +171,11 @@ impl Tx {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn set_next_messages(&mut self, msn: u32) {
+        (self.send_msn, self.request_msn) = (msn, msn);
+    }
+
     pub(super) fn release(&mut self) {
         self.held = false;
     }

@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn fpdus_end_on_a_multiple_of_four() {
         assert_eq!([0, 1, 2, 3, 4, 5, 86, 19].map(pad), [2, 1, 0, 3, 2, 1, 0, 3]);
-        assert!((0..=MAX_ULPDU).all(|n| fpdu_len(n) % 4 == 0 && pad(n) < 4));
+        assert!((0..=MAX_ULPDU).all(|n| fpdu_len(n).is_multiple_of(4) && pad(n) < 4));
     }
 
     #[test]
