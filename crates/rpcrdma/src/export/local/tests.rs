@@ -396,6 +396,17 @@ fn mounts_are_not_crossed() {
         assert_eq!(names(&export, &inside).unwrap(), [".", "..", "underneath"]);
         assert_eq!(find(&export, &inside, "mounted"), Err(Status::NOENT));
         assert_eq!(find(&export, &inside, ".."), Ok(export.root()));
+        // Who may not have a view of his own sees that there is a mount, and is not let in.
+        let unprivileged = || {
+            let uid = rustix::process::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            let export = local(dir.path(), |_| {});
+            assert_eq!(names(&export, &export.root()).unwrap(), [".", "..", "covered", "later"]);
+            assert_eq!(find(&export, &export.root(), "covered"), Err(Status::ACCES));
+            let later = walk(&export, "later");
+            assert_eq!(names(&export, &later).unwrap(), [".", "..", "underneath"]);
+        };
+        std::thread::scope(|scope| scope.spawn(unprivileged).join()).unwrap();
         // What is mounted later either does not show or cannot be entered.
         let Some(_mounted) = Mounted::new(&later) else { return };
         fs::write(later.join("mounted"), "").unwrap();
