@@ -19,8 +19,10 @@
 //! # Limits
 //! Those of [`Limits`]. When one is reached the connection is not read, and TCP tells the peer. If the pools are empty
 //! a connection may allocate the region for one record itself, so peers that hold the pools cannot lock others out.
+//! A peer that keeps moving a few bytes at a time keeps its connection; the number of connections bounds what that costs.
 
 mod inbox;
+mod places;
 
 use std::{
     collections::VecDeque,
@@ -45,12 +47,15 @@ use rpcrdma_proto::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, Sleep},
 };
 
-use self::inbox::{Apart, BadRecord, Inbox, Next};
+use self::{
+    inbox::{Apart, BadRecord, Inbox, Next},
+    places::Places,
+};
 use crate::{
     memory::{MAX_TRANSFER, Pools},
     server::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
@@ -67,6 +72,8 @@ const KEEP: usize = 64 << 10;
 pub struct Limits {
     /// Most connections at a time. More are accepted and closed at once.
     pub connections: usize,
+    /// Most connections from one address at a time.
+    pub connections_per_peer: usize,
     /// Most Calls of one connection that are being executed or whose Replies have not left.
     pub calls: usize,
     /// A connection whose Replies waiting to leave exceed so many bytes is not read.
@@ -85,6 +92,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            connections_per_peer: 256,
             calls: 128,
             outbox: 4 << 20,
             record: MAX_TRANSFER,
@@ -129,7 +137,7 @@ pub async fn serve_tcp(
     counters: Arc<Counters>,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits.connections, limits.connections_per_peer);
     let (stop, stopped) = watch::channel(false);
     let limits = Arc::new(limits);
     let mut connections = JoinSet::new();
@@ -149,13 +157,13 @@ pub async fn serve_tcp(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let Some(place) = places.take(peer.ip()) else {
             count(&counters.refused);
             tracing::debug!(%peer, "too many TCP connections");
             continue;
         };
         count(&counters.accepted);
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         if let Err(error) = stream::prepare(&stream) {
             tracing::debug!(%peer, %error, "socket options");
         }
