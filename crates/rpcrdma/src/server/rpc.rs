@@ -22,10 +22,10 @@ use std::{
     hash::BuildHasher,
     net::IpAddr,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rpcrdma_nfs::{
@@ -37,6 +37,7 @@ use rpcrdma_proto::{
     rpc::{self, Call, Fault, Program, Refusal, Xid},
     xdr::{Reader, Writer},
 };
+use tokio::time::Instant;
 
 use crate::{
     export::Exports,
@@ -58,6 +59,11 @@ const PROGRAMS: &[Program] = &[
 /// consecutive Calls go to different ones.
 const SHARDS: usize = 8;
 
+/// How long a duplicate waits for the first copy of its Call. A client that has waited longer sends it once more.
+const DUPLICATE_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks by itself: the first copy may be given up without a word.
+const DUPLICATE_LOOK: Duration = Duration::from_millis(50);
+
 /// What happened so far.
 #[derive(Debug)]
 pub struct Counters {
@@ -73,7 +79,7 @@ pub struct Counters {
     pub not_calls: AtomicU64,
     /// Duplicates answered from the cache.
     pub replayed: AtomicU64,
-    /// Duplicates dropped because the first copy was being executed.
+    /// Duplicates that came while the first copy was being executed.
     pub in_progress: AtomicU64,
     /// NFS Calls of peers that the export does not serve, or with handles that are none.
     pub turned_away: AtomicU64,
@@ -99,13 +105,29 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// A part of the duplicate request cache.
+#[derive(Debug)]
+struct Shard {
+    cache: Mutex<drc::Cache>,
+    /// A Call in it has been finished.
+    finished: Condvar,
+}
+
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, drc::Cache> {
+        // The cache is a cache: one that a panic left odd can at worst answer a duplicate with an older Reply's bytes,
+        // and it has no code that panics between two writes.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Serves a table of exports. One per server process: all transports share it, because a retransmission may come on
 /// any connection.
 #[derive(Debug)]
 pub struct RpcService {
     exports: Exports,
     mounts: Mounts,
-    cache: [Mutex<drc::Cache>; SHARDS],
+    cache: [Shard; SHARDS],
     /// Time of the cache counts from here.
     start: Instant,
     counters: Counters,
@@ -130,7 +152,10 @@ impl RpcService {
         Self {
             exports,
             mounts: Mounts::default(),
-            cache: std::array::from_fn(|_| Mutex::new(drc::Cache::new(share, seed))),
+            cache: std::array::from_fn(|_| Shard {
+                cache: Mutex::new(drc::Cache::new(share, seed)),
+                finished: Condvar::new(),
+            }),
             start: Instant::now(),
             counters: Counters::default(),
         }
@@ -196,7 +221,9 @@ impl RpcService {
         }
         count(&self.counters.nfs[proc as usize]);
         if let Some(ticket) = ticket {
-            self.shard(xid).finish(ticket, message.as_slice(), self.now());
+            let shard = self.shard(xid);
+            shard.lock().finish(ticket, message.as_slice(), self.now());
+            shard.finished.notify_all();
         }
         Served::Reply
     }
@@ -236,26 +263,35 @@ impl RpcService {
             Carrier::Tcp => 1,
         };
         let client = drc::Client { address, transport };
-        let mut cache = self.shard(call.header.xid);
+        let shard = self.shard(call.header.xid);
+        let mut cache = shard.lock();
         let key = cache.key(&call.header, inline, inline.len() as u64 + chunks, client);
-        match cache.begin(&key, self.now()) {
-            Begin::New(ticket) => Ok(ticket),
-            Begin::InProgress => {
-                count(&self.counters.in_progress);
-                Err(Served::Silent)
-            }
-            Begin::Done(reply) => {
-                count(&self.counters.replayed);
-                job.reply.message.bytes(reply);
-                Err(Served::Reply)
+        let start = self.now();
+        loop {
+            match cache.begin(&key, self.now()) {
+                Begin::New(ticket) => return Ok(ticket),
+                Begin::Done(reply) => {
+                    count(&self.counters.replayed);
+                    job.reply.message.bytes(reply);
+                    return Err(Served::Reply);
+                }
+                Begin::InProgress if job.patience == Patience::Now => {
+                    count(&self.counters.in_progress);
+                    return Err(Served::WouldBlock);
+                }
+                Begin::InProgress if self.now() - start > DUPLICATE_PATIENCE => return Err(Served::Silent),
+                // The first copy's Reply goes to the connection it came on, which may be gone; so this one waits for
+                // the result and takes it to its own.
+                Begin::InProgress => {
+                    let waited = shard.finished.wait_timeout(cache, DUPLICATE_LOOK);
+                    cache = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
             }
         }
     }
 
-    fn shard(&self, xid: Xid) -> MutexGuard<'_, drc::Cache> {
-        // The cache is a cache: one that a panic left odd can at worst answer a duplicate with an older Reply's bytes,
-        // and it has no code that panics between two writes.
-        self.cache[xid.0 as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+    fn shard(&self, xid: Xid) -> &Shard {
+        &self.cache[xid.0 as usize % SHARDS]
     }
 
     fn now(&self) -> Duration {

@@ -17,6 +17,7 @@ use crate::{
     server::service::Origin,
 };
 
+mod duplicates;
 mod faults;
 mod mounts;
 
