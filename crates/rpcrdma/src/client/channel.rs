@@ -24,7 +24,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -129,6 +129,7 @@ struct Shared {
     state: Mutex<State>,
     /// Free places.
     room: Semaphore,
+    xids: Xids,
 }
 
 #[derive(Default)]
@@ -161,13 +162,27 @@ pub(crate) struct NewCall {
     pub(crate) since: Instant,
 }
 
-/// XIDs are unique in the process, so that the connections of one client cannot be mistaken for each other by a server's
-/// duplicate request cache. The start is random.
-pub(crate) fn next_xid() -> Xid {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    static SEED: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    let seed = SEED.get_or_init(|| getrandom::u32().unwrap_or_else(|_| std::process::id().wrapping_mul(0x9e37_79b9)));
-    Xid(seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)))
+/// Where XIDs come from. Clones count on from one another.
+#[derive(Clone, Debug)]
+pub(crate) struct Xids(Arc<AtomicU32>);
+
+impl Xids {
+    /// Those of this process, which start at random. They are unique in it, so that the connections of one client cannot
+    /// be mistaken for each other by a server's duplicate request cache.
+    pub(crate) fn of_process() -> Self {
+        static PROCESS: OnceLock<Xids> = OnceLock::new();
+        let start = || getrandom::u32().unwrap_or_else(|_| std::process::id().wrapping_mul(0x9e37_79b9));
+        PROCESS.get_or_init(|| Self::starting_at(start())).clone()
+    }
+
+    /// XIDs of their own, from here on.
+    pub(crate) fn starting_at(start: u32) -> Self {
+        Self(Arc::new(AtomicU32::new(start)))
+    }
+
+    pub(crate) fn next(&self) -> Xid {
+        Xid(self.0.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl Shared {
@@ -178,13 +193,13 @@ impl Shared {
 }
 
 /// A channel that holds at most `room` Calls, and the task's end of it.
-pub(crate) fn channel(room: usize) -> (Channel, Inbox) {
+pub(crate) fn channel(room: usize, xids: Xids) -> (Channel, Inbox) {
     let state = State {
         slots: Slab::with_capacity(room),
         queue: VecDeque::with_capacity(room),
         ..State::default()
     };
-    let shared = Arc::new(Shared { state: Mutex::new(state), room: Semaphore::new(room) });
+    let shared = Arc::new(Shared { state: Mutex::new(state), room: Semaphore::new(room), xids });
     (Channel { shared: Arc::clone(&shared) }, Inbox { shared, wake: Vec::new() })
 }
 
@@ -211,7 +226,7 @@ impl Channel {
             if state.closed {
                 return closed(call);
             }
-            let new = NewCall { call, xid: next_xid(), since: Instant::now() };
+            let new = NewCall { call, xid: self.shared.xids.next(), since: Instant::now() };
             let slot = state.slots.insert(Slot { stage: SlotStage::Queued(new), waker: None });
             state.queue.push_back(slot);
             let task = state.task.take();
@@ -310,6 +325,11 @@ pub(crate) struct Ended {
 }
 
 impl Inbox {
+    /// Whether the caller of a Call has gone away.
+    pub(crate) fn is_orphan(&self, key: usize) -> bool {
+        self.shared.state().slots.get(key).is_some_and(|slot| matches!(slot.stage, SlotStage::Orphan))
+    }
+
     /// Returns ended Calls and takes new ones, with the keys by which to return them. Registers the task to be woken
     /// when a Call arrives. `false` when the channel is closed: end everything and stop.
     pub(crate) fn exchange(

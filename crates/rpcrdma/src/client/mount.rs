@@ -21,7 +21,7 @@ use rpcrdma_proto::{
 
 use super::{
     Target,
-    channel::{Call, Channel, Finished, channel},
+    channel::{Call, Channel, Finished, Xids, channel},
     oneshot::{self, Procedure},
     rdma::{self, Dialer, RdmaConfig},
     tcp,
@@ -151,11 +151,14 @@ impl Mount {
         let metrics = Arc::<ClientMetrics>::default();
         let mut channels = Vec::new();
         let mut carrier = String::new();
-        for _ in 0..config.nconnect.clamp(1, 64) {
-            let (channel, inbox) = channel(config.calls);
+        let seed = config.rdma.seed;
+        let xids = seed.map_or_else(Xids::of_process, |seed| Xids::starting_at(seed as u32));
+        for nth in 0..config.nconnect.clamp(1, 64) as u64 {
+            let (channel, inbox) = channel(config.calls, xids.clone());
+            let config = RdmaConfig { seed: seed.map(|seed| seed.wrapping_add(nth)), ..config.rdma.clone() };
             match transport {
                 Transport::Rdma(connector) => {
-                    let dialer = Dialer::new(Arc::clone(connector), to, config.rdma.clone(), pools.clone(), Arc::clone(&metrics));
+                    let dialer = Dialer::new(Arc::clone(connector), to, config, pools.clone(), Arc::clone(&metrics));
                     let first = dialer.connect().await.map_err(|error| Error::Connect { to, error })?;
                     carrier.clone_from(&first.peer().transport);
                     tokio::spawn(rdma::run(dialer, inbox, Some(first)));
@@ -163,7 +166,7 @@ impl Mount {
                 Transport::Tcp => {
                     let first = tcp::connect(to).await.map_err(|error| Error::Connect { to, error: error.into() })?;
                     "TCP".clone_into(&mut carrier);
-                    tokio::spawn(tcp::run(to, config.rdma.clone(), inbox, Some(first), Arc::clone(&metrics)));
+                    tokio::spawn(tcp::run(to, config, inbox, Some(first), Arc::clone(&metrics)));
                 }
             }
             channels.push(channel);
@@ -171,7 +174,7 @@ impl Mount {
         let inner = Inner {
             channels,
             next: AtomicUsize::new(0),
-            cred: credential(&config.identity),
+            cred: credential(&config.identity, seed),
             to,
             host: target.host.clone(),
             mount_port: config.mount_port,
@@ -291,11 +294,11 @@ impl Inner {
     }
 }
 
-fn credential(identity: &Identity) -> Vec<u8> {
+fn credential(identity: &Identity, seed: Option<u64>) -> Vec<u8> {
     let machine = identity.machine.as_bytes();
     let mut w = Writer::new();
     AuthSys {
-        stamp: std::process::id(),
+        stamp: seed.map_or_else(std::process::id, |seed| seed as u32),
         machine_name: &machine[..machine.len().min(rpc::MAX_MACHINE_NAME)],
         uid: identity.uid,
         gid: identity.gid,

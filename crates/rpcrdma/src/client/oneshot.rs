@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::channel::next_xid;
+use super::channel::Xids;
 use crate::error::Error;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ pub(crate) async fn call(
     args: &impl Encode,
 ) -> Result<(Vec<u8>, usize), Error> {
     let Procedure { prog, vers, proc, what } = procedure;
-    let xid = next_xid();
+    let xid = Xids::of_process().next();
     let mut w = Writer::new();
     w.u32(0);
     CallHeader { xid, prog, vers, proc, cred, verf: OpaqueAuth::NONE }.encode(&mut w);

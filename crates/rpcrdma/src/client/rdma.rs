@@ -78,6 +78,9 @@ pub struct RdmaConfig {
     pub backoff: BackoffConfig,
     /// How long a Call is tried before it fails. `None`: until it is answered, as on a hard mount.
     pub give_up: Option<Duration>,
+    /// Makes everything that is random in a client (XIDs, waits) follow from this number, for runs that can be repeated.
+    /// Two clients of one address with the same seed would be taken for one. `None`: from the system.
+    pub seed: Option<u64>,
 }
 
 impl Default for RdmaConfig {
@@ -90,6 +93,7 @@ impl Default for RdmaConfig {
             connect_timeout: Duration::from_secs(10),
             backoff: BackoffConfig::default(),
             give_up: None,
+            seed: None,
         }
     }
 }
@@ -111,10 +115,12 @@ impl Dialer {
     pub(crate) fn new(
         connector: Arc<dyn Connector>,
         to: SocketAddr,
-        config: RdmaConfig,
+        mut config: RdmaConfig,
         pools: Pools,
         metrics: Arc<ClientMetrics>,
     ) -> Self {
+        // A Call that is given up early must not wait longer than that for a silent peer.
+        config.call_timeout = config.give_up.map_or(config.call_timeout, |g| g.min(config.call_timeout));
         // Receives for the window and to spare, as many Sends, and Replies that callers still look at.
         let messages = (config.credits as usize + 16) * 4;
         let inline = Pool::new(config.inline as usize, messages);
@@ -232,18 +238,24 @@ impl Calls {
         self.ended.push(Ended { key: active.key, finished, buffer: message });
     }
 
-    /// Ends the Calls that have been tried for too long.
-    fn expire(&mut self, give_up: Option<Duration>, last: &str) {
-        let Some(after) = give_up else { return };
+    /// Ends the waiting Calls that nobody waits for any more, and those that have been tried for too long. `last` is what
+    /// stood in the way.
+    fn expire(&mut self, inbox: &Inbox, give_up: Option<Duration>, last: &str) {
         let now = Instant::now();
-        let active = &self.active;
-        let late: Vec<usize> = (self.waiting.iter().copied())
-            .filter(|i| active.get(*i).is_some_and(|a| now.duration_since(a.since) >= after))
-            .collect();
-        self.waiting.retain(|i| !late.contains(i));
-        for index in late {
-            self.end(index, Outcome::Failed(CallError::TimedOut { after, last: last.to_owned() }));
-        }
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|&index| {
+            let Some(active) = self.active.get(index) else { return false };
+            let error = match give_up {
+                _ if inbox.is_orphan(active.key) => CallError::Closed,
+                Some(after) if now.duration_since(active.since) >= after => {
+                    CallError::TimedOut { after, last: last.to_owned() }
+                }
+                _ => return true,
+            };
+            self.end(index, Outcome::Failed(error));
+            false
+        });
+        self.waiting = waiting;
     }
 
     fn end_all(&mut self) {
@@ -258,7 +270,7 @@ impl Calls {
 /// Carries a channel's Calls until the channel is closed. `first` is a connection that has been made already.
 pub(crate) async fn run(dialer: Dialer, mut inbox: Inbox, first: Option<Connection>) {
     let mut calls = Calls::default();
-    let mut backoff = Backoff::new(dialer.config.backoff);
+    let mut backoff = Backoff::new(dialer.config.backoff, dialer.config.seed);
     let mut next = first;
     loop {
         if next.is_none() {
@@ -273,7 +285,7 @@ pub(crate) async fn run(dialer: Dialer, mut inbox: Inbox, first: Option<Connecti
                 Err(e) => {
                     backoff.failed();
                     warn!(peer = %dialer.to, wait = ?backoff.wait(), "{e}; will try again");
-                    calls.expire(dialer.config.give_up, &e.to_string());
+                    calls.expire(&inbox, dialer.config.give_up, &e.to_string());
                     continue;
                 }
             }
@@ -289,7 +301,7 @@ pub(crate) async fn run(dialer: Dialer, mut inbox: Inbox, first: Option<Connecti
             End::Lost(why) => {
                 dialer.metrics.losses.add(1);
                 info!(peer = %dialer.to, unanswered = calls.waiting.len(), "connection lost: {why}");
-                calls.expire(dialer.config.give_up, &why.to_string());
+                calls.expire(&inbox, dialer.config.give_up, &why.to_string());
             }
             End::Closed => break,
         }

@@ -88,7 +88,7 @@ pub(crate) async fn run(
 ) {
     let memory = Memory::new(config.credits as usize);
     let mut calls = Calls::default();
-    let mut backoff = Backoff::new(config.backoff);
+    let mut backoff = Backoff::new(config.backoff, config.seed);
     let mut next = first;
     if next.is_some() {
         metrics.connects.add(1);

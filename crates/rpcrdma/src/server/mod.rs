@@ -66,6 +66,12 @@ impl Server {
         Arc::clone(&self.shared.metrics)
     }
 
+    /// The memory of its transfers.
+    #[must_use]
+    pub fn pools(&self) -> &Pools {
+        &self.shared.pools
+    }
+
     /// What its TCP side counts.
     #[must_use]
     pub fn tcp_counters(&self) -> Arc<tcp::Counters> {

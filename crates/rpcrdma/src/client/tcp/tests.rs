@@ -17,7 +17,7 @@ use crate::{
     client::{
         Mount, MountConfig, Target, Transport,
         backoff::BackoffConfig,
-        channel::{Channel, channel},
+        channel::{Channel, Xids, channel},
     },
     error::Error,
     export::{ExportRules, Exports, HandleKey, MemoryExport, MemoryOptions},
@@ -181,7 +181,7 @@ impl Rig {
     async fn new(config: RdmaConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
-        let (channel, inbox) = channel(8);
+        let (channel, inbox) = channel(8, Xids::of_process());
         let metrics = Arc::<ClientMetrics>::default();
         tokio::spawn(run(at, config, inbox, None, Arc::clone(&metrics)));
         Self { channel, listener, metrics }
