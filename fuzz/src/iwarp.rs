@@ -99,25 +99,35 @@ fn segment(bytes: &[u8]) {
     assert_eq!(ddp::Header::decode(&again), Ok(header));
 }
 
-/// In a stream these bytes and one more stand for an STag that the input cannot know: 0 to 3 for exposed regions,
-/// 0x10 and up for the memory of our RDMA Reads.
+/// Where a stream has an STag, these bytes and one more stand for one that the input cannot know: 0 to 3 for exposed
+/// regions, 0x10 and up for the memory of our RDMA Reads.
 pub(crate) const PLACEHOLDER: [u8; 3] = [0xee, 0xee, 0xee];
 /// See [`PLACEHOLDER`].
 pub(crate) const SINKS: u8 = 0x10;
 
-/// Puts STags where the placeholders are.
-pub(crate) fn substitute(stream: &mut [u8], exposed: &[u32], sinks: &[u32]) {
-    for at in 0..stream.len().saturating_sub(3) {
-        if stream[at..at + 3] == PLACEHOLDER {
-            let n = stream[at + 3];
-            let stag = match n.checked_sub(SINKS) {
-                Some(n) => sinks.get(usize::from(n)),
-                None => exposed.get(usize::from(n)),
-            };
-            if let Some(stag) = stag {
-                stream[at..at + 4].copy_from_slice(&stag.to_be_bytes());
+/// Puts STags where the placeholders are, from the FPDU that begins at `from` on. What is not an STag's place stays as
+/// it is, because STags differ from run to run.
+pub(crate) fn substitute(stream: &mut [u8], from: usize, exposed: &[u32], sinks: &[u32]) {
+    let mut at = from;
+    while let Some(whole) = stream.get(at..).and_then(fpdu::decode) {
+        let end = at + whole.len;
+        // DDP's own field, and the source of an RDMA Read Request.
+        let is_request = matches!(
+            ddp::Header::decode(whole.ulpdu),
+            Ok(ddp::Header::Untagged(h)) if h.qn == ddp::queue::READ_REQUEST
+        );
+        let ulpdu = at + fpdu::LENGTH_BYTES;
+        for place in [Some(ulpdu + 2), is_request.then_some(ulpdu + 18 + 16)].into_iter().flatten() {
+            let Some(field) = stream[..end].get_mut(place..place + 4) else { continue };
+            if field[..3] == PLACEHOLDER {
+                let stag = match field[3].checked_sub(SINKS) {
+                    Some(n) => sinks.get(usize::from(n)),
+                    None => exposed.get(usize::from(field[3])),
+                };
+                stag.inspect(|stag| field.copy_from_slice(&stag.to_be_bytes()));
             }
         }
+        at = end;
     }
 }
 
@@ -221,7 +231,7 @@ fn run(flags: u8, stream: &[u8], step: usize) -> (Vec<Seen>, Option<String>) {
         while !greeting.is_empty() && feed(&mut engine, &mut greeting, usize::MAX, &mut done) > 0 {}
     }
     let sinks = sinks(&drain(&mut engine, &mut done));
-    substitute(&mut stream, &exposed, &sinks);
+    substitute(&mut stream, 0, &exposed, &sinks);
     if flags & 0x10 != 0 {
         sum(&mut stream);
     }

@@ -35,7 +35,10 @@ use rpcrdma_proto::{
 };
 use softiwarp::{
     engine::{Engine, Options},
-    mpa::setup::{Agreed, Role},
+    mpa::{
+        fpdu,
+        setup::{Agreed, Role},
+    },
 };
 use tokio::sync::Notify;
 
@@ -187,6 +190,7 @@ pub(crate) fn stream(bytes: &[u8]) {
             engine,
             stream,
             at: 0,
+            frame: 0,
             step: usize::from(cut).max(1) * 16,
             sinks: Vec::new(),
             lost: None,
@@ -200,6 +204,8 @@ struct StreamPair {
     engine: Engine,
     stream: Vec<u8>,
     at: usize,
+    /// Where the first FPDU begins of which nothing has been taken, or a later one.
+    frame: usize,
     step: usize,
     sinks: Vec<u32>,
     lost: Option<Lost>,
@@ -246,10 +252,14 @@ impl QueuePair for StreamPair {
             let before = done.len();
             let sent = iwarp::drain(&mut self.engine, done);
             self.sinks.extend(iwarp::sinks(&sent));
-            let rest = &mut self.stream[self.at..];
-            iwarp::substitute(rest, &[], &self.sinks);
+            while let Some(next) = self.stream.get(self.frame..).and_then(fpdu::decode)
+                && self.frame < self.at
+            {
+                self.frame += next.len;
+            }
+            iwarp::substitute(&mut self.stream, self.frame, &[], &self.sinks);
             if self.engine.failure().is_none() {
-                let mut bytes = &rest[..];
+                let mut bytes = &self.stream[self.at..];
                 if bytes.is_empty() {
                     self.engine.end_of_stream();
                 } else {
