@@ -1,5 +1,6 @@
 //! In steady state a Call costs no allocation, on either side: client and server run in this process, and the global
 //! allocator counts.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 #![allow(unsafe_code, reason = "a global allocator can be written no other way")]
 
 use std::{

@@ -194,11 +194,8 @@ impl Shared {
 
 /// A channel that holds at most `room` Calls, and the task's end of it.
 pub(crate) fn channel(room: usize, xids: Xids) -> (Channel, Inbox) {
-    let state = State {
-        slots: Slab::with_capacity(room),
-        queue: VecDeque::with_capacity(room),
-        ..State::default()
-    };
+    let state =
+        State { slots: Slab::with_capacity(room), queue: VecDeque::with_capacity(room), ..State::default() };
     let shared = Arc::new(Shared { state: Mutex::new(state), room: Semaphore::new(room), xids });
     (Channel { shared: Arc::clone(&shared) }, Inbox { shared, wake: Vec::new() })
 }

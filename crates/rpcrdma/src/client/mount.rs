@@ -158,13 +158,15 @@ impl Mount {
             let config = RdmaConfig { seed: seed.map(|seed| seed.wrapping_add(nth)), ..config.rdma.clone() };
             match transport {
                 Transport::Rdma(connector) => {
-                    let dialer = Dialer::new(Arc::clone(connector), to, config, pools.clone(), Arc::clone(&metrics));
+                    let dialer =
+                        Dialer::new(Arc::clone(connector), to, config, pools.clone(), Arc::clone(&metrics));
                     let first = dialer.connect().await.map_err(|error| Error::Connect { to, error })?;
                     carrier.clone_from(&first.peer().transport);
                     tokio::spawn(rdma::run(dialer, inbox, Some(first)));
                 }
                 Transport::Tcp => {
-                    let first = tcp::connect(to).await.map_err(|error| Error::Connect { to, error: error.into() })?;
+                    let first =
+                        tcp::connect(to).await.map_err(|error| Error::Connect { to, error: error.into() })?;
                     "TCP".clone_into(&mut carrier);
                     tokio::spawn(tcp::run(to, config, inbox, Some(first), Arc::clone(&metrics)));
                 }
@@ -273,7 +275,9 @@ impl Inner {
             Err(e) => return Err(e),
         }
         match mount_over_tcp(at(v3::PORT_TCP), path, auth).await {
-            Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. }) | Error::Tcp { .. }) => {}
+            Err(
+                Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. }) | Error::Tcp { .. },
+            ) => {}
             found => return found,
         }
         let query = Mapping { prog: mount::PROGRAM, vers: mount::VERSION, prot: rpcbind::PROT_TCP, port: 0 };
@@ -321,8 +325,12 @@ fn handle(result: MntResult, path: &[u8]) -> Result<Handle, Error> {
     }
 }
 
-const MNT: Procedure =
-    Procedure { prog: mount::PROGRAM, vers: mount::VERSION, proc: mount::Proc::Mnt as u32, what: "the MOUNT service" };
+const MNT: Procedure = Procedure {
+    prog: mount::PROGRAM,
+    vers: mount::VERSION,
+    proc: mount::Proc::Mnt as u32,
+    what: "the MOUNT service",
+};
 
 async fn mount_over_tcp(to: SocketAddr, path: &[u8], auth: OpaqueAuth<'_>) -> Result<Handle, Error> {
     let (reply, at) = oneshot::call(to, MNT, auth, &DirPath(path)).await?;
@@ -331,8 +339,15 @@ async fn mount_over_tcp(to: SocketAddr, path: &[u8], auth: OpaqueAuth<'_>) -> Re
 
 async fn mount_over(channel: &Channel, path: &[u8], auth: OpaqueAuth<'_>) -> Result<MntResult, Error> {
     let mut w = channel.writer();
-    CallHeader { xid: Xid(0), prog: MNT.prog, vers: MNT.vers, proc: MNT.proc, cred: auth, verf: OpaqueAuth::NONE }
-        .encode(&mut w);
+    CallHeader {
+        xid: Xid(0),
+        prog: MNT.prog,
+        vers: MNT.vers,
+        proc: MNT.proc,
+        cred: auth,
+        verf: OpaqueAuth::NONE,
+    }
+    .encode(&mut w);
     DirPath(path).encode(&mut w);
     let (message, hole) = w.into_parts();
     // Header, status, handle and the longest list of flavors.

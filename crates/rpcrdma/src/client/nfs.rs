@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use rpcrdma_fabric::Region;
 use rpcrdma_nfs::v3::{
-    self, AccessMask, Attributes, CookieVerifier, CreateMode, Data, FsInfo, FsStat, Handle, NfsTime, NodeKind, Outcome, PathConf,
-    Proc, Procedure, SetAttributes, Stable, Status, WccData, WriteVerifier,
+    self, AccessMask, Attributes, CookieVerifier, CreateMode, Data, FsInfo, FsStat, Handle, NfsTime,
+    NodeKind, Outcome, PathConf, Proc, Procedure, SetAttributes, Stable, Status, WccData, WriteVerifier,
     args::{
-        AccessArgs, CommitArgs, CreateArgs, DirOp, FsInfoArgs, FsStatArgs, GetAttrArgs, LinkArgs, LookupArgs, MkDirArgs, MkNodArgs,
-        NullArgs, PathConfArgs, ReadArgs, ReadDirArgs, ReadDirPlusArgs, ReadLinkArgs, RemoveArgs, RenameArgs, RmDirArgs, SetAttrArgs,
-        SymLinkArgs, WriteArgs,
+        AccessArgs, CommitArgs, CreateArgs, DirOp, FsInfoArgs, FsStatArgs, GetAttrArgs, LinkArgs, LookupArgs,
+        MkDirArgs, MkNodArgs, NullArgs, PathConfArgs, ReadArgs, ReadDirArgs, ReadDirPlusArgs, ReadLinkArgs,
+        RemoveArgs, RenameArgs, RmDirArgs, SetAttrArgs, SymLinkArgs, WriteArgs,
     },
     results::{
-        AccessOk, CreateOk, FsInfoOk, LinkInfo, LookupOk, ReadDirOk, ReadDirPlusOk, ReadHead, ReadHeadResult, RenameInfo, WriteOk,
+        AccessOk, CreateOk, FsInfoOk, LinkInfo, LookupOk, ReadDirOk, ReadDirPlusOk, ReadHead, ReadHeadResult,
+        RenameInfo, WriteOk,
     },
 };
 use rpcrdma_proto::{
@@ -172,7 +173,12 @@ impl Mount {
     }
 
     /// SETATTR; with a guard only if the object's ctime is still that.
-    pub async fn setattr(&self, object: Handle, new: SetAttributes, guard: Option<NfsTime>) -> Result<WccData, Error> {
+    pub async fn setattr(
+        &self,
+        object: Handle,
+        new: SetAttributes,
+        guard: Option<NfsTime>,
+    ) -> Result<WccData, Error> {
         let answer = self.inner.simple(&SetAttrArgs { object, new, guard }).await?;
         ok(Proc::SetAttr, answer.decode::<v3::results::WccResult>()?)
     }
@@ -208,7 +214,13 @@ impl Mount {
 
     /// READ of up to `len` bytes at `offset` into `buf`, from its first byte on. The region comes back in any case, unless
     /// the mount was closed; what is in it after an error is arbitrary.
-    pub async fn read(&self, file: Handle, offset: u64, len: u32, buf: Region) -> (Result<ReadDone, Error>, Option<Region>) {
+    pub async fn read(
+        &self,
+        file: Handle,
+        offset: u64,
+        len: u32,
+        buf: Region,
+    ) -> (Result<ReadDone, Error>, Option<Region>) {
         let count = len.min(buf.len() as u32);
         let mut memory = Memory { result: Some(buf), ..Memory::default() };
         let done = self.inner.transact(&ReadArgs { file, offset, count }, &mut memory).await;
@@ -248,13 +260,24 @@ impl Mount {
     }
 
     /// MKDIR.
-    pub async fn mkdir(&self, dir: Handle, name: &[u8], attributes: SetAttributes) -> Result<CreateOk, Error> {
+    pub async fn mkdir(
+        &self,
+        dir: Handle,
+        name: &[u8],
+        attributes: SetAttributes,
+    ) -> Result<CreateOk, Error> {
         let answer = self.inner.simple(&MkDirArgs { at: DirOp { dir, name }, attributes }).await?;
         ok(Proc::MkDir, answer.decode::<v3::results::CreateResult>()?)
     }
 
     /// SYMLINK.
-    pub async fn symlink(&self, dir: Handle, name: &[u8], target: &[u8], attributes: SetAttributes) -> Result<CreateOk, Error> {
+    pub async fn symlink(
+        &self,
+        dir: Handle,
+        name: &[u8],
+        target: &[u8],
+        attributes: SetAttributes,
+    ) -> Result<CreateOk, Error> {
         let args = SymLinkArgs { at: DirOp { dir, name }, attributes, target: Data::Here(target) };
         ok(Proc::SymLink, self.inner.simple(&args).await?.decode::<v3::results::CreateResult>()?)
     }
@@ -279,7 +302,8 @@ impl Mount {
 
     /// RENAME.
     pub async fn rename(&self, from: (Handle, &[u8]), to: (Handle, &[u8])) -> Result<RenameInfo, Error> {
-        let args = RenameArgs { from: DirOp { dir: from.0, name: from.1 }, to: DirOp { dir: to.0, name: to.1 } };
+        let args =
+            RenameArgs { from: DirOp { dir: from.0, name: from.1 }, to: DirOp { dir: to.0, name: to.1 } };
         ok(Proc::Rename, self.inner.simple(&args).await?.decode::<v3::results::RenameResult>()?)
     }
 
@@ -290,7 +314,13 @@ impl Mount {
     }
 
     /// READDIR: entries behind `cookie` (0 at first), in at most `count` bytes.
-    pub async fn readdir(&self, dir: Handle, cookie: u64, verifier: CookieVerifier, count: u32) -> Result<DirPage, Error> {
+    pub async fn readdir(
+        &self,
+        dir: Handle,
+        cookie: u64,
+        verifier: CookieVerifier,
+        count: u32,
+    ) -> Result<DirPage, Error> {
         let answer = self.inner.simple(&ReadDirArgs { dir, cookie, verifier, count }).await?;
         let page: ReadDirOk<'_> = ok(Proc::ReadDir, answer.decode::<v3::results::ReadDirResult<'_>>()?)?;
         let next = page.entries.last_cookie().unwrap_or(cookie);
@@ -305,10 +335,17 @@ impl Mount {
     }
 
     /// READDIRPLUS: entries with attributes and handles behind `cookie` (0 at first), in at most `count` bytes.
-    pub async fn readdirplus(&self, dir: Handle, cookie: u64, verifier: CookieVerifier, count: u32) -> Result<DirPage, Error> {
+    pub async fn readdirplus(
+        &self,
+        dir: Handle,
+        cookie: u64,
+        verifier: CookieVerifier,
+        count: u32,
+    ) -> Result<DirPage, Error> {
         let args = ReadDirPlusArgs { dir, cookie, verifier, dircount: count, maxcount: count };
         let answer = self.inner.simple(&args).await?;
-        let page: ReadDirPlusOk<'_> = ok(Proc::ReadDirPlus, answer.decode::<v3::results::ReadDirPlusResult<'_>>()?)?;
+        let page: ReadDirPlusOk<'_> =
+            ok(Proc::ReadDirPlus, answer.decode::<v3::results::ReadDirPlusResult<'_>>()?)?;
         let next = page.entries.last_cookie().unwrap_or(cookie);
         let entries = page.entries.map(|e| DirEntry {
             name: e.entry.name.to_vec(),
@@ -382,6 +419,7 @@ fn dir_page(
     if next == cookie && !eof {
         return Err(Error::BadReply("a directory listing that does not go on".to_owned()));
     }
-    let entries = entries.filter(|e| v3::check_name(&e.name).is_ok() && e.name != b"." && e.name != b"..").collect();
+    let entries =
+        entries.filter(|e| v3::check_name(&e.name).is_ok() && e.name != b"." && e.name != b"..").collect();
     Ok(DirPage { entries, next, verifier, eof })
 }

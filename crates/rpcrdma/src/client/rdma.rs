@@ -38,8 +38,8 @@ use std::{
 };
 
 use rpcrdma_fabric::{
-    Access, BoxQueuePair, Completion, ConnectError, Connector, Exposed, Lost, Pool, QpLimits, QueuePair, Region, Shutdown,
-    Stag, Start, Work,
+    Access, BoxQueuePair, Completion, ConnectError, Connector, Exposed, Lost, Pool, QpLimits, QueuePair,
+    Region, Shutdown, Stag, Start, Work,
 };
 use rpcrdma_proto::{
     rpcrdma::{
@@ -131,8 +131,7 @@ impl Dialer {
     pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
         let ours = PrivateData::new(self.config.inline, self.config.inline, self.config.remote_invalidation);
         let mut requester = Requester::new(next_connection(), self.config.credits);
-        let recvs: Vec<Region> =
-            (0..requester.receives_wanted()).map_while(|_| self.inline.take()).collect();
+        let recvs: Vec<Region> = (0..requester.receives_wanted()).map_while(|_| self.inline.take()).collect();
         let posted = recvs.len();
         let limits = QpLimits {
             recvs: self.config.credits as usize + 16,
@@ -143,7 +142,9 @@ impl Dialer {
         };
         let start = Start { private_data: ours.encode().to_vec(), recvs, limits };
         let made = timeout(self.config.connect_timeout, self.connector.connect(self.to, start)).await;
-        let qp = made.unwrap_or(Err(ConnectError::TimedOut)).inspect_err(|_| self.metrics.connect_failures.add(1))?;
+        let qp = made
+            .unwrap_or(Err(ConnectError::TimedOut))
+            .inspect_err(|_| self.metrics.connect_failures.add(1))?;
         (0..posted).for_each(|_| requester.receive_posted());
         let theirs = PrivateData::parse(&qp.peer().private_data).unwrap_or_default();
         let thresholds = Thresholds::agree(ours, theirs);
@@ -204,7 +205,12 @@ enum Role {
 }
 
 enum Outcome {
-    Inline { buf: Region, at: usize, len: usize, placed: Option<u64> },
+    Inline {
+        buf: Region,
+        at: usize,
+        len: usize,
+        placed: Option<u64>,
+    },
     /// The message is in the Reply chunk, as long as this.
     Chunk(u64),
     Failed(CallError),
@@ -216,7 +222,16 @@ impl Calls {
         if let Some(word) = call.message.first_chunk_mut() {
             *word = xid.0.to_be_bytes();
         }
-        let active = Active { key, xid, since, sent: 0, call, exposures: SmallVec::new(), reply_chunk: None, outcome: None };
+        let active = Active {
+            key,
+            xid,
+            since,
+            sent: 0,
+            call,
+            exposures: SmallVec::new(),
+            reply_chunk: None,
+            outcome: None,
+        };
         let index = self.active.insert(active);
         self.waiting.push_back(index);
     }
@@ -292,7 +307,11 @@ pub(crate) async fn run(dialer: Dialer, mut inbox: Inbox, first: Option<Connecti
         }
         let Some(mut connection) = next.take() else { continue };
         let end = std::future::poll_fn(|cx| connection.poll(cx, &dialer, &mut inbox, &mut calls)).await;
-        if connection.answered { backoff.worked() } else { backoff.failed() }
+        if connection.answered {
+            backoff.worked()
+        } else {
+            backoff.failed()
+        }
         if matches!(end, End::Closed) {
             connection.say_goodbye().await;
         }
@@ -375,7 +394,13 @@ impl Connection {
         self.qp.peer()
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, dialer: &Dialer, inbox: &mut Inbox, calls: &mut Calls) -> Poll<End> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        dialer: &Dialer,
+        inbox: &mut Inbox,
+        calls: &mut Calls,
+    ) -> Poll<End> {
         loop {
             let polled = self.qp.poll(cx, &mut self.done);
             let mut done = std::mem::take(&mut self.done);
@@ -477,15 +502,22 @@ impl Connection {
         let Some(permit) = self.requester.permit() else { return Sent::NotNow };
         let call = &mut active.call;
         let size = CallSize { inline_len: call.message.len(), chunkable: call.hole };
-        let room = ReplyRoom { max_inline: call.reply_max, chunkable: call.result.as_ref().map(|_| call.result_max) };
+        let room = ReplyRoom {
+            max_inline: call.reply_max,
+            chunkable: call.result.as_ref().map(|_| call.result_max),
+        };
         let shape = match CallShape::choose(&size, &room, &SegmentCounts::default(), self.thresholds) {
             Ok(shape) => shape,
             Err(e) => return Sent::Never(CallError::TooLong(e)),
         };
         let Some(mut buf) = dialer.inline.take() else { return Sent::NotNow };
 
-        let mut exposer =
-            Exposer { qp: self.qp.as_mut(), table: &mut self.exposed, index, exposures: &mut active.exposures };
+        let mut exposer = Exposer {
+            qp: self.qp.as_mut(),
+            table: &mut self.exposed,
+            index,
+            exposures: &mut active.exposures,
+        };
         let mut chunks = CallChunks::default();
         let mut complete = true;
         if shape.call == CallForm::Long {
@@ -573,7 +605,9 @@ impl Connection {
 
     fn complete(&mut self, completion: Completion, dialer: &Dialer, calls: &mut Calls) {
         match completion {
-            Completion::Received { buf, len, invalidated } => self.received(buf, len, invalidated, dialer, calls),
+            Completion::Received { buf, len, invalidated } => {
+                self.received(buf, len, invalidated, dialer, calls)
+            }
             Completion::Reclaimed { stag, buf } => self.reclaimed(stag, buf, calls),
             // Sends go back to their pool. A flushed Call is found among the unanswered ones.
             Completion::Done { .. } | Completion::Flushed { .. } => {}
@@ -594,9 +628,7 @@ impl Connection {
             Received::Reply { key, message: ReplyMessage::Inline(at), result } => {
                 (key, Outcome::Inline { at, len: len - at, buf, placed: result })
             }
-            Received::Reply { key, message: ReplyMessage::ReplyChunk(len), .. } => {
-                (key, Outcome::Chunk(len))
-            }
+            Received::Reply { key, message: ReplyMessage::ReplyChunk(len), .. } => (key, Outcome::Chunk(len)),
             Received::Failed { key, why } => (key, Outcome::Failed(CallError::Transport(why))),
             Received::Dropped(why) => {
                 metrics.strays.add(1);
@@ -613,7 +645,11 @@ impl Connection {
         metrics.most_granted.raise(u64::from(self.requester.account().window()));
         if !self.answered {
             self.answered = true;
-            if self.sent_before_answer == 1 { metrics.single_starts.add(1) } else { metrics.early_sends.add(1) }
+            if self.sent_before_answer == 1 {
+                metrics.single_starts.add(1)
+            } else {
+                metrics.early_sends.add(1)
+            }
         }
         let Some(active) = calls.active.get_mut(index) else { return };
         if let Outcome::Inline { placed, len, .. } = &outcome {

@@ -54,9 +54,18 @@ impl FromStr for Target {
         }
         let port = match port {
             None => None,
-            Some(p) => Some(p.parse().ok().filter(|p| *p != 0).ok_or_else(|| fail("the port is not a number from 1 to 65535"))?),
+            Some(p) => Some(
+                p.parse()
+                    .ok()
+                    .filter(|p| *p != 0)
+                    .ok_or_else(|| fail("the port is not a number from 1 to 65535"))?,
+            ),
         };
-        let path = if path.is_empty() { b"/".to_vec() } else { unescape(path).ok_or_else(|| fail("a % is not followed by two hex digits"))? };
+        let path = if path.is_empty() {
+            b"/".to_vec()
+        } else {
+            unescape(path).ok_or_else(|| fail("a % is not followed by two hex digits"))?
+        };
         if path.contains(&0) {
             return Err(fail("the path contains a zero byte"));
         }
@@ -120,7 +129,17 @@ mod tests {
 
     #[test]
     fn other_text_is_refused_with_a_reason() {
-        for bad in ["server:/x", "nfs:///x", "nfs://h:0/x", "nfs://h:99999/", "nfs://h:x/", "nfs://[::1/x", "nfs://[::1]x/", "nfs://h/%2", "nfs://h/%00"] {
+        for bad in [
+            "server:/x",
+            "nfs:///x",
+            "nfs://h:0/x",
+            "nfs://h:99999/",
+            "nfs://h:x/",
+            "nfs://[::1/x",
+            "nfs://[::1]x/",
+            "nfs://h/%2",
+            "nfs://h/%00",
+        ] {
             let e = bad.parse::<Target>().unwrap_err().to_string();
             assert!(e.contains(bad), "{e}");
         }

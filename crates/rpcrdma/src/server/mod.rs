@@ -57,7 +57,13 @@ impl Server {
             config: config.rdma,
             metrics: Arc::default(),
         };
-        Self { shared: Arc::new(shared), stop: watch::Sender::new(false), tasks: JoinSet::new(), tcp_limits: config.tcp, tcp_counters: Arc::default() }
+        Self {
+            shared: Arc::new(shared),
+            stop: watch::Sender::new(false),
+            tasks: JoinSet::new(),
+            tcp_limits: config.tcp,
+            tcp_counters: Arc::default(),
+        }
     }
 
     /// What it counts.

@@ -30,8 +30,8 @@ use std::{
 };
 
 use rpcrdma_fabric::{
-    Answer, BoxQueuePair, Completion, Listener, Lost, Op, Pool, QpLimits, Region, RemoteSegment, RemoteSegments, Request,
-    Shutdown, Stag, Start, Work,
+    Answer, BoxQueuePair, Completion, Listener, Lost, Op, Pool, QpLimits, Region, RemoteSegment,
+    RemoteSegments, Request, Shutdown, Stag, Start, Work,
 };
 use rpcrdma_proto::{
     rpcrdma::{
@@ -46,13 +46,12 @@ use slab::Slab;
 use smallvec::SmallVec;
 use tokio::{
     sync::watch,
-    time::{Instant, Sleep, sleep},
+    task::JoinSet,
+    time::{Instant, Sleep, sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
-use super::{
-    service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
-};
+use super::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service};
 use crate::{memory::Pools, metrics::ServerMetrics};
 
 /// How a server's RDMA connections behave.
@@ -72,7 +71,13 @@ pub struct RdmaConfig {
 
 impl Default for RdmaConfig {
     fn default() -> Self {
-        Self { grant: 64, inline: 4096, remote_invalidation: true, limits: Limits::default(), connections: 1024 }
+        Self {
+            grant: 64,
+            inline: 4096,
+            remote_invalidation: true,
+            limits: Limits::default(),
+            connections: 1024,
+        }
     }
 }
 
@@ -84,14 +89,22 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<ServerMetrics>,
 }
 
-/// Takes connections until `stop` changes.
-pub(crate) async fn serve(mut listener: Box<dyn Listener>, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(tokio::sync::Semaphore::new(shared.config.connections));
+/// How long a stopping server waits for its connections to say goodbye.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Takes connections until `stop` changes; then closes them in good order.
+pub(crate) async fn serve(
+    mut listener: Box<dyn Listener>,
+    shared: Arc<Shared>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let accepted = std::future::poll_fn(|cx| listener.poll_accept(cx));
         let request = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
             request = accepted => request,
         };
         let request = match request {
@@ -103,17 +116,16 @@ pub(crate) async fn serve(mut listener: Box<dyn Listener>, shared: Arc<Shared>, 
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            warn!(peer = %request.peer_addr(), "turned away: {} connections are open", shared.config.connections);
+        if connections.len() >= shared.config.connections {
+            warn!(peer = %request.peer_addr(), "turned away: {} connections are open", connections.len());
             continue;
-        };
-        let shared = Arc::clone(&shared);
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            serve_one(request, shared, stop).await;
-            drop(place);
-        });
+        }
+        connections.spawn(serve_one(request, Arc::clone(&shared), stop.clone()));
     }
+    drop(listener);
+    let all = async { while connections.join_next().await.is_some() {} };
+    // A peer that does not answer is not waited for.
+    let _ = timeout(GRACE, all).await;
 }
 
 async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
@@ -232,7 +244,12 @@ impl Body {
                 data: i.data.as_ref().and_then(|d| d.get(..i.len)).unwrap_or_default(),
             })
             .collect();
-        service.serve(&IncomingCall { origin, message: self.message(), chunks: &chunks }, patience, pools, reply)
+        service.serve(
+            &IncomingCall { origin, message: self.message(), chunks: &chunks },
+            patience,
+            pools,
+            reply,
+        )
     }
 }
 
@@ -311,7 +328,9 @@ impl Connection {
         match completion {
             Completion::Received { buf, len, .. } => self.received(buf, len),
             Completion::Done { id, op: Op::Read, buf } => self.pulled((id >> 16) as usize, id & 0xffff, buf),
-            Completion::Done { id, op: Op::Send, .. } if id & 0xffff == SEND => self.finish((id >> 16) as usize, Step::Sent),
+            Completion::Done { id, op: Op::Send, .. } if id & 0xffff == SEND => {
+                self.finish((id >> 16) as usize, Step::Sent)
+            }
             // Results and messages that were written go back to their pools. What is flushed goes down with the rest.
             Completion::Done { .. } | Completion::Flushed { .. } | Completion::Reclaimed { .. } => {}
         }
@@ -376,7 +395,9 @@ impl Connection {
 
     /// Posts RDMA Reads for a Call's chunks. `false` if there is not enough memory now.
     fn pull(&mut self, index: usize) -> bool {
-        let Some(InService { held: Some(held), body: Some(body), stage, reads_left }) = self.calls.get_mut(index) else {
+        let Some(InService { held: Some(held), body: Some(body), stage, reads_left }) =
+            self.calls.get_mut(index)
+        else {
             return true;
         };
         let reads = held.reads();
@@ -541,7 +562,9 @@ impl Connection {
             Err(ReplyFault::NoReceive(_)) => return self.give_up("no Receive could be posted"),
         };
         let Some(mut buf) = self.inline.take() else { return self.give_up("out of Send buffers") };
-        let Some(header) = plan.header.encode_into(&mut buf) else { return self.give_up("the header is too long") };
+        let Some(header) = plan.header.encode_into(&mut buf) else {
+            return self.give_up("the header is too long");
+        };
         let mut posted = true;
         if let (Some(chunk), Some(hole)) = (plan.result_chunk(), hole)
             && hole.len > 0
@@ -603,7 +626,9 @@ impl Connection {
         let (Ok(header), Some(mut buf)) = (self.responder.refuse(refusal), self.inline.take()) else {
             return self.give_up("no memory for an RDMA_ERROR");
         };
-        let Some(len) = Header::encode_into(&header, &mut buf) else { return self.give_up("an RDMA_ERROR is too long") };
+        let Some(len) = Header::encode_into(&header, &mut buf) else {
+            return self.give_up("an RDMA_ERROR is too long");
+        };
         // Its completion concerns no Call.
         if self.qp.post(Work::Send { id: WRITE, buf, len, invalidate: None }).is_err() {
             self.give_up("the Send queue is full");
