@@ -1,2 +1,16 @@
-//! The `rpcrdma` command.
-fn main() {}
+//! The `rpcrdma` command: serves directories over NFS/RDMA, and copies to and from such servers.
+
+mod cmd;
+mod connect;
+mod copy;
+mod failure;
+mod fs;
+mod latency;
+mod out;
+mod units;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cmd::main()
+}

@@ -1,0 +1,513 @@
+//! `rpcrdma serve`.
+
+use std::{
+    fmt::Write as _,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    str::FromStr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use ipnet::IpNet;
+use rpcrdma::{
+    client::Target,
+    export::{ExportRules, Exports, HandleKey, LocalExport, LocalOptions, Squash},
+    fabric::{FaultPlan, InjectListener, Listener},
+    iwarp,
+    metrics::ServerMetrics,
+    nfs::v3::{self, Proc},
+    server::{Server, ServerConfig, Service, rpc::RpcService, rpcbind, tcp},
+};
+use serde::Serialize;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    connect::{Switch, parse_inline},
+    failure::{Failure, Outcome},
+    out::{self, Out},
+    units,
+};
+
+/// Serve directories over NFS/RDMA and NFS/TCP
+///
+/// The export is named by the directory's absolute path, as in /etc/exports. MOUNT is answered on both ports, so
+/// nothing else has to run. No root is needed; as root, every operation runs under its caller's identity, with root
+/// squashed unless you say otherwise.
+///
+/// The first line on standard output says where the server listens: "serving rdma=ADDR:PORT tcp=ADDR:PORT". SIGUSR1
+/// prints counters, SIGINT and SIGTERM stop the server.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  rpcrdma serve /srv/data
+  rpcrdma serve --read-only --allow 192.168.0.0/16 /srv/data
+  rpcrdma serve --export /music=/home/me/Music --export /photos=/home/me/Photos
+  rpcrdma serve --listen 127.0.0.1:0 --tcp none .     any free port, RDMA only")]
+pub(crate) struct Serve {
+    /// Directory to serve under its absolute path
+    #[arg(value_name = "DIR", required_unless_present = "exports")]
+    dirs: Vec<PathBuf>,
+
+    /// Serve DIR under another name, which begins with a slash; may be repeated
+    #[arg(long = "export", value_name = "NAME=DIR")]
+    exports: Vec<NamedDir>,
+
+    /// Where to listen for RDMA [default: port 20049 of all addresses]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// Where to listen for NFS and MOUNT over TCP, or "none" [default: port 2049 of the addresses of --listen]
+    #[arg(long, value_name = "ADDR:PORT")]
+    tcp: Option<TcpAddress>,
+
+    /// Do not register with the rpcbind of this machine
+    #[arg(long)]
+    no_rpcbind: bool,
+
+    /// Write where the server listens to FILE, as JSON, when it does
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+
+    /// Print counters every so many seconds
+    #[arg(long, value_name = "SECS", value_parser = units::parse_seconds)]
+    stats: Option<Duration>,
+
+    #[command(flatten)]
+    rules: Rules,
+
+    #[command(flatten)]
+    tuning: Tuning,
+}
+
+/// Who may do what.
+#[derive(Args)]
+#[command(next_help_heading = "Access")]
+struct Rules {
+    /// Let nobody change anything
+    #[arg(long)]
+    read_only: bool,
+
+    /// Serve this network or address only; may be repeated
+    #[arg(long, value_name = "NET", value_parser = parse_net)]
+    allow: Vec<IpNet>,
+
+    /// Let root of clients be root here
+    #[arg(long, conflicts_with = "all_squash")]
+    no_root_squash: bool,
+
+    /// Let everybody be the anonymous user
+    #[arg(long)]
+    all_squash: bool,
+
+    /// User id of the anonymous user
+    #[arg(long, value_name = "UID", default_value_t = 65534)]
+    anon_uid: u32,
+
+    /// Group id of the anonymous user
+    #[arg(long, value_name = "GID", default_value_t = 65534)]
+    anon_gid: u32,
+
+    /// Answer changes of directories and attributes before they are on disk: faster, not safe in a power cut
+    #[arg(long = "async")]
+    asynchronous: bool,
+
+    /// Where the key lies that authenticates file handles [default: /var/lib/rpcrdma/handle.key for root, else
+    /// ~/.local/state/rpcrdma/handle.key]
+    #[arg(long, value_name = "FILE")]
+    handle_key: Option<PathBuf>,
+}
+
+/// How the transport behaves.
+#[derive(Args)]
+#[command(next_help_heading = "Transport")]
+struct Tuning {
+    /// Credits to grant: requests that a client may have in flight on a connection
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    grant: u32,
+
+    /// Inline threshold to offer: the largest message without RDMA, 1K to 64K
+    #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = parse_inline)]
+    inline: u32,
+
+    /// Whether every frame carries a CRC32c; it does as soon as one side wants it
+    #[arg(long, value_name = "WHEN", default_value = "on")]
+    crc: Switch,
+
+    /// Transfers of 1 MiB in flight at one time over all connections, which bounds the server's memory
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    transfers: u32,
+
+    /// Threads [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: Option<u32>,
+
+    /// Cut connections at random, to see that nothing is lost: disconnect=1/500,seed=7,times=20
+    #[arg(long, value_name = "PLAN")]
+    inject: Option<FaultPlan>,
+}
+
+/// `NAME=DIR`.
+#[derive(Clone, Debug)]
+struct NamedDir {
+    name: String,
+    dir: PathBuf,
+}
+
+impl FromStr for NamedDir {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, dir)) if name.starts_with('/') && !dir.is_empty() => {
+                Ok(Self { name: name.to_owned(), dir: dir.into() })
+            }
+            Some(_) => Err("the name begins with a slash, and a directory follows the =".to_owned()),
+            None => Err("it has the form NAME=DIR".to_owned()),
+        }
+    }
+}
+
+/// An address, or `none`.
+#[derive(Clone, Copy, Debug)]
+struct TcpAddress(Option<SocketAddr>);
+
+impl FromStr for TcpAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|a| Self(Some(a))).map_err(|_| "it is ADDR:PORT, [ADDR]:PORT or none".to_owned())
+    }
+}
+
+/// A network, or an address by itself.
+fn parse_net(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "it is an address or a network, such as 192.168.0.0/16".to_owned())
+}
+
+/// Where a server listens, for scripts.
+#[derive(Serialize)]
+struct Ready {
+    rdma: SocketAddr,
+    tcp: Option<SocketAddr>,
+    exports: Vec<String>,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Outcome {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.enable_all();
+        if let Some(n) = self.tuning.threads {
+            builder.worker_threads(n as usize);
+        }
+        let runtime = builder.build().map_err(|e| Failure::of("the runtime cannot start", e))?;
+        let done = runtime.block_on(self.serve());
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        done
+    }
+
+    async fn serve(self) -> Outcome {
+        let exports = self.open_exports()?;
+        let names: Vec<String> = exports.iter().map(|e| e.name.clone()).collect();
+        let service = Arc::new(RpcService::new(exports));
+        let mut config =
+            ServerConfig { transfers: self.tuning.transfers as usize, ..ServerConfig::default() };
+        config.rdma.grant = self.tuning.grant;
+        config.rdma.inline = self.tuning.inline;
+        let mut server = Server::new(Arc::clone(&service) as Arc<dyn Service>, config);
+
+        let mut fabric = iwarp::Config::default();
+        fabric.crc = self.tuning.crc == Switch::On;
+        let wanted = self.listen;
+        let bind_rdma = |a| iwarp::Listener::bind(a, fabric.clone());
+        let listener =
+            bind(wanted, v3::PORT_RDMA, bind_rdma).map_err(|(a, e)| in_use(a, "RDMA", "--listen", e))?;
+        let rdma = listener.local_addr();
+        let listener: Box<dyn Listener> = match self.tuning.inject {
+            Some(plan) => Box::new(InjectListener::new(Box::new(listener), plan)),
+            None => Box::new(listener),
+        };
+        let tcp = match self.tcp {
+            Some(TcpAddress(None)) => None,
+            Some(TcpAddress(wanted)) => Some(wanted),
+            None => Some(self.listen.map(|a| SocketAddr::new(a.ip(), v3::PORT_TCP))),
+        };
+        let tcp = match tcp {
+            None => None,
+            Some(wanted) => {
+                let listener = bind(wanted, v3::PORT_TCP, listen_tcp)
+                    .map_err(|(a, e)| in_use(a, "NFS over TCP", "--tcp", e))?;
+                let local = listener.local_addr().map_err(|e| Failure::of("the TCP listener", e))?;
+                server.listen_tcp(listener);
+                Some(local)
+            }
+        };
+        server.listen_rdma(listener);
+        let registered = if self.no_rpcbind { None } else { Some(rpcbind::register(tcp, Some(rdma)).await) };
+
+        let ready = Ready { rdma, tcp, exports: names };
+        self.announce(&ready)?;
+        let started = Instant::now();
+        self.wait(&server, &service, started).await?;
+        if let Some(registered) = registered {
+            registered.unregister().await;
+        }
+        let (metrics, counters) = (server.metrics(), server.tcp_counters());
+        server.stop().await;
+        if !out::quiet() {
+            let mut out = Out::new();
+            out.line(totals(&metrics, &counters, started.elapsed()))?;
+            out.flush()?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn open_exports(&self) -> Result<Exports, Failure> {
+        let key = self.key()?;
+        let rules = ExportRules {
+            read_only: self.rules.read_only,
+            allow: self.rules.allow.clone(),
+            squash: match (self.rules.all_squash, self.rules.no_root_squash) {
+                (true, _) => Squash::All,
+                (_, true) => Squash::None,
+                _ => Squash::Root,
+            },
+            anon_uid: self.rules.anon_uid,
+            anon_gid: self.rules.anon_gid,
+        };
+        let mut exports = Exports::new();
+        let mut add = |name: Option<&str>, dir: &Path| {
+            let absolute = std::fs::canonicalize(dir).map_err(|e| Failure::of(dir.display(), e))?;
+            let name = name.map_or_else(|| absolute.to_string_lossy().into_owned(), str::to_owned);
+            let options = LocalOptions {
+                name: Some(name.clone()),
+                sync: !self.rules.asynchronous,
+                ..LocalOptions::default()
+            };
+            let export =
+                LocalExport::open(&absolute, &key, options).map_err(|e| Failure::new(e.to_string()))?;
+            tracing::info!(name, dir = %absolute.display(), "{}", export.describe());
+            exports.add(&name, Arc::new(export), rules.clone()).map_err(|e| Failure::usage(e.to_string()))
+        };
+        for dir in &self.dirs {
+            add(None, dir)?;
+        }
+        for NamedDir { name, dir } in &self.exports {
+            add(Some(name), dir)?;
+        }
+        Ok(exports)
+    }
+
+    fn key(&self) -> Result<HandleKey, Failure> {
+        let random = || HandleKey::random().map_err(|e| Failure::of("no random numbers for a handle key", e));
+        if let Some(path) = &self.rules.handle_key {
+            return HandleKey::load_or_create(path).map_err(|e| Failure::new(e.to_string()));
+        }
+        match HandleKey::default_path() {
+            None => {
+                out::note(
+                    "no home for a handle key: file handles will not survive a restart; --handle-key names a file",
+                );
+                random()
+            }
+            Some(path) => HandleKey::load_or_create(&path).or_else(|e| {
+                out::note(&format!(
+                    "{e}: file handles will not survive a restart; --handle-key names another file"
+                ));
+                random()
+            }),
+        }
+    }
+
+    /// Says where the server listens, to scripts and to people.
+    fn announce(&self, ready: &Ready) -> Result<(), Failure> {
+        let mut out = Out::new();
+        let tcp = ready.tcp.map_or_else(|| "none".to_owned(), |a| a.to_string());
+        out.line(format!("serving rdma={} tcp={tcp}", ready.rdma))?;
+        if !out::quiet() {
+            let host = reachable(ready.rdma.ip());
+            for name in &ready.exports {
+                let port = Some(ready.rdma.port()).filter(|p| *p != v3::PORT_RDMA);
+                let url = Target { host: host.clone(), port, path: name.clone().into_bytes() };
+                let rules = if self.rules.read_only { " (read-only)" } else { "" };
+                out.line("")?;
+                out.line(format!("{}{rules}", out.paint("1", name)))?;
+                out.line(format!("  copy it      rpcrdma cp -r {url} copy"))?;
+                out.line(format!("  look at it   rpcrdma ls -l {url}"))?;
+                if let Some(tcp) = ready.tcp {
+                    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                    let common = format!("vers=3,nolock,mountproto=tcp,mountport={}", tcp.port());
+                    out.line(format!(
+                        "  Linux, RDMA  mount -t nfs -o proto=rdma,port={},{common} {host}:{name} /mnt",
+                        ready.rdma.port()
+                    ))?;
+                    out.line(format!(
+                        "  Linux, TCP   mount -t nfs -o proto=tcp,port={},{common} {host}:{name} /mnt",
+                        tcp.port()
+                    ))?;
+                }
+            }
+        }
+        out.flush()?;
+        if let Some(file) = &self.ready_file {
+            write_whole(file, ready).map_err(|e| Failure::of(file.display(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a signal to stop; prints counters meanwhile.
+    async fn wait(&self, server: &Server, service: &RpcService, started: Instant) -> Result<(), Failure> {
+        let listen = |kind| signal(kind).map_err(|e| Failure::of("signals", e));
+        let (mut interrupt, mut terminate) =
+            (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+        let mut usr1 = listen(SignalKind::user_defined1())?;
+        let period = self.stats.filter(|t| !t.is_zero());
+        let mut ticks = tokio::time::interval(period.unwrap_or(Duration::from_secs(3600)));
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                _ = usr1.recv() => {}
+                _ = ticks.tick() => if period.is_none() { continue },
+            }
+            let mut out = Out::new();
+            out.line(counters(&server.metrics(), &server.tcp_counters(), service, started.elapsed()))?;
+            out.flush()?;
+        }
+    }
+}
+
+/// Listens at an address, or, if none is given, at a port of all addresses, IPv6 with IPv4 or else IPv4 alone.
+fn bind<L>(
+    wanted: Option<SocketAddr>,
+    port: u16,
+    bind: impl Fn(SocketAddr) -> io::Result<L>,
+) -> Result<L, (SocketAddr, io::Error)> {
+    if let Some(addr) = wanted {
+        return bind(addr).map_err(|e| (addr, e));
+    }
+    let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    match bind(both) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err((both, e)),
+        Err(_) => bind(v4).map_err(|e| (v4, e)),
+        Ok(listener) => Ok(listener),
+    }
+}
+
+fn listen_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
+    // The standard library sets SO_REUSEADDR, so a restart need not wait for old connections.
+    let listener = std::net::TcpListener::bind(addr)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn in_use(addr: SocketAddr, what: &str, option: &str, e: io::Error) -> Failure {
+    let hint = match e.kind() {
+        io::ErrorKind::AddrInUse => format!("; another server has it, {option} names another address"),
+        _ => String::new(),
+    };
+    let reason = crate::failure::errno_text(e.raw_os_error().unwrap_or(5));
+    Failure::new(format!("cannot listen for {what} at {addr}: {reason}{hint}"))
+}
+
+/// What others call an address of ours.
+fn reachable(ip: IpAddr) -> String {
+    if ip.is_unspecified() {
+        return rustix::system::uname().nodename().to_string_lossy().into_owned();
+    }
+    ip.to_string()
+}
+
+/// Writes a file that appears when it is whole.
+fn write_whole(file: &Path, ready: &Ready) -> io::Result<()> {
+    let text = serde_json::to_string(ready).map_err(io::Error::other)?;
+    let mut part = file.as_os_str().to_owned();
+    part.push(".part");
+    std::fs::write(&part, text + "\n")?;
+    std::fs::rename(&part, file)
+}
+
+/// One line: what the server has done.
+fn totals(m: &ServerMetrics, t: &tcp::Counters, up: Duration) -> String {
+    format!(
+        "served {} over {} ({} RDMA, {} TCP) in {}: {} out, {} in over RDMA",
+        units::things(m.calls.get() + t.records.load(Ordering::Relaxed), "call", "calls"),
+        units::things(m.connections.get() + t.accepted.load(Ordering::Relaxed), "connection", "connections"),
+        units::count(m.connections.get()),
+        units::count(t.accepted.load(Ordering::Relaxed)),
+        units::time(up),
+        units::size(m.bytes_out.get()),
+        units::size(m.bytes_in.get()),
+    )
+}
+
+/// All counters that are not zero.
+fn counters(m: &ServerMetrics, t: &tcp::Counters, service: &RpcService, up: Duration) -> String {
+    let mut text = totals(m, t, up);
+    let mut group = |name: &str, values: &[(&str, u64)]| {
+        let shown: Vec<String> = values
+            .iter()
+            .filter(|v| v.1 > 0)
+            .map(|(what, n)| format!("{what} {}", units::count(*n)))
+            .collect();
+        if !shown.is_empty() {
+            // Writing to a string does not fail.
+            let _ = write!(text, "\n  {name:<5} {}", shown.join(", "));
+        }
+    };
+    group(
+        "rdma",
+        &[
+            ("connections", m.connections.get()),
+            ("closed", m.closed.get()),
+            ("turned away", m.refused.get()),
+            ("calls", m.calls.get()),
+            ("replies", m.replies.get()),
+            ("bad headers", m.refused_calls.get()),
+            ("no room for reply", m.no_room.get()),
+            ("dropped", m.dropped.get()),
+            ("beyond the grant", m.overruns.get()),
+        ],
+    );
+    let load = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
+    group(
+        "tcp",
+        &[
+            ("connections", load(&t.accepted)),
+            ("turned away", load(&t.refused)),
+            ("calls", load(&t.records)),
+            ("replies", load(&t.replies)),
+            ("misbehaved", load(&t.misbehaved)),
+            ("stalled", load(&t.stalled)),
+        ],
+    );
+    let s = service.counters();
+    let nfs: Vec<(&str, u64)> = Proc::ALL.iter().zip(&s.nfs).map(|(p, n)| (p.name(), load(n))).collect();
+    group("nfs", &nfs);
+    group(
+        "rpc",
+        &[
+            ("MOUNT", load(&s.mount)),
+            ("refused", load(&s.refused)),
+            ("garbage", load(&s.garbage)),
+            ("not calls", load(&s.not_calls)),
+            ("replayed", load(&s.replayed)),
+            ("in progress", load(&s.in_progress)),
+            ("turned away", load(&s.turned_away)),
+        ],
+    );
+    text
+}

@@ -1,0 +1,245 @@
+//! Directories: who lists them, in what order, and when they are done.
+//!
+//! # Operation
+//! Directories that are still to be listed lie on a stack, so a tree is walked depth first and the stack stays as small
+//! as the tree is narrow. Up to [`WALKERS`] of them are listed at a time. A listing that meets a file waits for a
+//! free place and leaves the file to a task; that is what keeps a directory of a million names from becoming a million
+//! tasks.
+//!
+//! A [`Node`] counts what is unfinished in a directory: its own listing, its files, its directories. Whoever finishes
+//! the last of it sets the directory's mode and times, and then has finished one thing in the parent.
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher as _,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::task::JoinSet;
+
+use super::{Job, add, file};
+use crate::{
+    failure::Failure,
+    fs::{Change, Dir, Entry, FsError, Kind, Meta, join},
+};
+
+/// Directories listed at one time.
+const WALKERS: usize = 8;
+
+/// The first name of a file that has several.
+#[derive(Clone)]
+pub(super) struct FirstName {
+    dir: Dir,
+    name: Vec<u8>,
+}
+
+/// A directory that is not finished.
+struct Node {
+    parent: Option<Arc<Node>>,
+    to: Dir,
+    change: Change,
+    shown: String,
+    unfinished: AtomicUsize,
+}
+
+/// A directory to be listed.
+struct Todo {
+    from: Dir,
+    node: Arc<Node>,
+    root: Arc<Root>,
+    /// What to call the source in messages.
+    shown: String,
+    top: bool,
+}
+
+/// The directory at the top of the copy, which must not be copied into itself.
+struct Root {
+    to: Dir,
+    number: Option<u64>,
+}
+
+impl Node {
+    fn new(parent: Option<Arc<Self>>, to: Dir, change: Change, shown: String) -> Arc<Self> {
+        Arc::new(Self { parent, to, change, shown, unfinished: AtomicUsize::new(1) })
+    }
+
+    fn begin(&self) {
+        self.unfinished.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One thing in a directory is finished.
+async fn finished(job: &Job, node: Arc<Node>) {
+    let mut next = Some(node);
+    while let Some(node) = next {
+        // The last one has to see all that the others did.
+        if node.unfinished.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        if !node.change.is_empty()
+            && !job.is_aborted()
+            && let Err(e) = node.to.change_self(node.change).await
+        {
+            job.failed(&Failure::of(&node.shown, e));
+        }
+        next = node.parent.clone();
+    }
+}
+
+/// Copies all that is in a directory, then waits until it is done.
+pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: (Dir, String), meta: Meta) {
+    let number = to.0.meta().await.ok().map(|m| m.id.1);
+    let root = Arc::new(Root { to: to.0.clone(), number });
+    let node = Node::new(None, to.0, file::attributes(job, &meta), to.1);
+    let mut stack = vec![Todo { from: from.0, node, root, shown: from.1, top: true }];
+    let mut walkers: JoinSet<Vec<Todo>> = JoinSet::new();
+    loop {
+        while walkers.len() < WALKERS
+            && let Some(todo) = stack.pop()
+        {
+            walkers.spawn(walk(Arc::clone(job), todo));
+        }
+        match walkers.join_next().await {
+            Some(found) => stack.extend(found.unwrap_or_default()),
+            None => break,
+        }
+    }
+    // Every place is free again when the last file is done.
+    let _ = job.places.acquire_many(job.options.jobs.max(1) as u32).await;
+}
+
+/// Lists one directory; returns the directories in it.
+async fn walk(job: Arc<Job>, todo: Todo) -> Vec<Todo> {
+    let mut found = Vec::new();
+    if let Err(failure) = list(&job, &todo, &mut found).await {
+        job.failed(&failure);
+    }
+    finished(&job, todo.node).await;
+    found
+}
+
+async fn list(job: &Arc<Job>, todo: &Todo, found: &mut Vec<Todo>) -> Result<(), Failure> {
+    let mut lister = todo.from.list();
+    loop {
+        let page = lister.next().await.map_err(|e| Failure::of(&todo.shown, e))?;
+        if page.is_empty() || job.is_aborted() {
+            return Ok(());
+        }
+        for entry in page {
+            if todo.top && job.options.exclude.contains(&entry.name) {
+                continue;
+            }
+            let shown = (join(&todo.shown, &entry.name), join(&todo.node.shown, &entry.name));
+            if entry.object.meta.kind == Kind::Dir {
+                match enter(job, todo, &entry, shown).await {
+                    Ok(below) => found.push(below),
+                    Err(failure) => job.failed(&failure),
+                }
+                continue;
+            }
+            // The places are never closed.
+            let place = Arc::clone(&job.places).acquire_owned().await;
+            let job = Arc::clone(job);
+            let (from, node) = (todo.from.clone(), Arc::clone(&todo.node));
+            node.begin();
+            tokio::spawn(async move {
+                if !job.is_aborted()
+                    && let Err(failure) = one(&job, &from, &entry, &node.to, (&shown.0, &shown.1)).await
+                {
+                    job.failed(&failure);
+                }
+                finished(&job, node).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+/// Goes down into a directory, which is made at the destination if it is not there.
+async fn enter(job: &Job, todo: &Todo, entry: &Entry, shown: (String, String)) -> Result<Todo, Failure> {
+    let from = todo.from.enter(&entry.name, &entry.object).await.map_err(|e| Failure::of(&shown.0, e))?;
+    if Some(entry.object.meta.id.1) == todo.root.number && same(&from, &todo.root.to).await {
+        return Err(Failure::of(&shown.0, "left out, because the copy is being made here"));
+    }
+    let (to, _) = todo.node.to.make_dir(&entry.name).await.map_err(|e| Failure::of(&shown.1, e))?;
+    add(&job.totals.dirs, 1);
+    todo.node.begin();
+    let change = file::attributes(job, &entry.object.meta);
+    let node = Node::new(Some(Arc::clone(&todo.node)), to, change, shown.1);
+    Ok(Todo { from, node, root: Arc::clone(&todo.root), shown: shown.0, top: false })
+}
+
+/// Whether two directories are one, seen from two ends: a name made in one shows in the other.
+async fn same(a: &Dir, b: &Dir) -> bool {
+    let probe = format!(".{:016x}.rpcrdma-probe", RandomState::new().hash_one(0));
+    let probe = probe.as_bytes();
+    if b.create(probe).await.is_err() {
+        return false;
+    }
+    let seen = a.find(probe).await.is_ok_and(|found| found.is_some());
+    // It is empty and ours; one that cannot be removed does no harm.
+    let _ = b.remove(probe).await;
+    seen
+}
+
+async fn one(
+    job: &Arc<Job>,
+    from: &Dir,
+    entry: &Entry,
+    to: &Dir,
+    shown: (&str, &str),
+) -> Result<(), Failure> {
+    let meta = &entry.object.meta;
+    if job.options.hard_links && meta.nlink > 1 {
+        let first = job.seen().get(&meta.id).cloned();
+        if let Some(first) = first
+            && link(&first, to, &entry.name).await.map_err(|e| Failure::of(shown.1, e))?
+        {
+            add(&job.totals.links, 1);
+            return Ok(());
+        }
+    }
+    file::copy_object(job, (from, &entry.name, entry.object), (to, &entry.name), shown).await?;
+    if job.options.hard_links && meta.nlink > 1 {
+        // Of two names that were copied at the same time, one stays a file of its own.
+        job.seen().entry(meta.id).or_insert_with(|| FirstName { dir: to.clone(), name: entry.name.clone() });
+    }
+    Ok(())
+}
+
+/// Makes a further name of a file that has been copied. `false` if the two ends differ.
+async fn link(first: &FirstName, to: &Dir, name: &[u8]) -> Result<bool, FsError> {
+    match to.find(name).await? {
+        Some(there) if there.meta.kind == Kind::Dir => return Ok(false),
+        Some(_) => to.remove(name).await?,
+        None => {}
+    }
+    first.dir.link(&first.name, to, name).await
+}
+
+/// Counts files and bytes below some directories.
+pub(super) async fn count(job: &Arc<Job>, dirs: Vec<Dir>) {
+    let mut stack: Vec<(Dir, bool)> = dirs.into_iter().map(|d| (d, true)).collect();
+    while let Some((dir, top)) = stack.pop() {
+        let mut lister = dir.list();
+        // What cannot be listed is reported by the copy itself.
+        while let Ok(page) = lister.next().await
+            && !page.is_empty()
+            && !job.is_aborted()
+        {
+            for entry in page {
+                if top && job.options.exclude.contains(&entry.name) {
+                    continue;
+                }
+                if entry.object.meta.kind != Kind::Dir {
+                    file::count_file(&job.totals.expected, &entry.object.meta);
+                } else if let Ok(below) = dir.enter(&entry.name, &entry.object).await {
+                    stack.push((below, false));
+                }
+            }
+        }
+    }
+}
