@@ -2,8 +2,10 @@
 
 mod cat;
 mod cp;
+mod demo;
 mod df;
 mod generate;
+mod loopback;
 mod ls;
 mod mkdir;
 mod ping;
@@ -38,6 +40,7 @@ use crate::{
     arg_required_else_help = true,
     after_help = "\
 Examples:
+  rpcrdma demo                                  see it work, with the connection cut again and again
   rpcrdma serve /srv/data                       serve a directory
   rpcrdma cp -r nfs://server/srv/data copy      copy it from another machine
   rpcrdma ls -l nfs://server/srv/data           look at it
@@ -69,6 +72,7 @@ enum Command {
     Mkdir(mkdir::Mkdir),
     Df(df::Df),
     Ping(ping::Ping),
+    Demo(demo::Demo),
     Completions(generate::Completions),
     Man(generate::Man),
 }
@@ -85,6 +89,7 @@ impl Command {
             Self::Mkdir(_) => "mkdir",
             Self::Df(_) => "df",
             Self::Ping(_) => "ping",
+            Self::Demo(_) => "demo",
             Self::Completions(_) => "completions",
             Self::Man(_) => "man",
         }
@@ -101,6 +106,7 @@ impl Command {
             Self::Mkdir(c) => block_on(c.run()),
             Self::Df(c) => block_on(c.run()),
             Self::Ping(c) => block_on(c.run()),
+            Self::Demo(c) => c.run(),
             Self::Completions(c) => c.run(),
             Self::Man(c) => c.run(),
         }

@@ -53,11 +53,6 @@ impl Server {
         NfsDir { server: self.clone(), handle }
     }
 
-    /// A file by its handle.
-    pub(crate) fn file(&self, handle: Handle) -> super::Source {
-        super::Source::Nfs(File { server: self.clone(), handle })
-    }
-
     async fn call<T>(&self, call: impl Future<Output = T>) -> T {
         let Some(latency) = &self.latency else { return call.await };
         let start = Instant::now();
@@ -120,10 +115,6 @@ fn set_of(change: &Change) -> SetAttributes {
 }
 
 impl NfsDir {
-    pub(crate) fn server(&self) -> &Server {
-        &self.server
-    }
-
     pub(crate) fn handle(&self) -> Handle {
         self.handle
     }
