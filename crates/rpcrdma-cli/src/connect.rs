@@ -49,9 +49,9 @@ pub(crate) struct ClientOptions {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) credits: u32,
 
-    /// Whether every frame carries a CRC32c; it does as soon as one side wants it
-    #[arg(long, value_name = "WHEN", default_value = "on")]
-    pub(crate) crc: Switch,
+    /// Whether every frame carries a CRC32c; it does as soon as one side wants it [default: on]
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) crc: Option<Switch>,
 
     /// Inline threshold to offer: the largest message without RDMA, 1K to 64K
     #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = parse_inline)]
@@ -91,7 +91,7 @@ impl ClientOptions {
             return Transport::Tcp;
         }
         let mut config = iwarp::Config::default();
-        config.crc = self.crc == Switch::On;
+        config.crc = self.crc != Some(Switch::Off);
         let connector = iwarp::Connector::new(config);
         let connector: Arc<dyn Connector> = match self.inject {
             Some(plan) => Arc::new(InjectConnector::new(connector, plan)),

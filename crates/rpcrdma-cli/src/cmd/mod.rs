@@ -1,5 +1,6 @@
 //! The commands, one module each, and what they have in common.
 
+mod bench;
 mod cat;
 mod cp;
 mod demo;
@@ -73,6 +74,7 @@ enum Command {
     Df(df::Df),
     Ping(ping::Ping),
     Demo(demo::Demo),
+    Bench(bench::Bench),
     Completions(generate::Completions),
     Man(generate::Man),
 }
@@ -90,6 +92,7 @@ impl Command {
             Self::Df(_) => "df",
             Self::Ping(_) => "ping",
             Self::Demo(_) => "demo",
+            Self::Bench(_) => "bench",
             Self::Completions(_) => "completions",
             Self::Man(_) => "man",
         }
@@ -107,6 +110,7 @@ impl Command {
             Self::Df(c) => block_on(c.run()),
             Self::Ping(c) => block_on(c.run()),
             Self::Demo(c) => c.run(),
+            Self::Bench(c) => c.run(),
             Self::Completions(c) => c.run(),
             Self::Man(c) => c.run(),
         }
