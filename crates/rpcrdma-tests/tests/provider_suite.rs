@@ -86,6 +86,7 @@ suite!(softiwarp_with_crc, crate::softiwarp(|c| c.crc = true));
 suite!(softiwarp_without_crc, crate::softiwarp(|c| c.crc = false));
 suite!(softiwarp_peer_to_peer, crate::softiwarp(|c| c.peer_to_peer = true));
 suite!(softiwarp_revision_1, crate::softiwarp(|c| c.revision = 1));
+suite!(softiwarp_spinning, crate::softiwarp(|c| c.spin = Some(std::time::Duration::from_micros(30))));
 suite!(softiwarp_small_segments, crate::softiwarp(|c| c.max_ulpdu = 200));
 
 /// A test that makes no progress fails and does not hang.

@@ -259,7 +259,10 @@ fn rules_for_tagged_segments() {
     let (mut engine, e) = with(write_access);
     engine.invalidate(e.stag);
     let ulpdu = write(e.stag, e.offset, 1);
-    assert_eq!(violation(&mut engine, &[ulpdu.clone()]), about(ErrorCode::TAGGED_STAG, &ulpdu, false));
+    assert_eq!(
+        violation(&mut engine, std::slice::from_ref(&ulpdu)),
+        about(ErrorCode::TAGGED_STAG, &ulpdu, false)
+    );
 }
 
 #[test]
@@ -273,7 +276,7 @@ fn rules_for_read_requests() {
     let breaks_with_request = |code, access, r: &dyn Fn(Exposed) -> ReadRequest| {
         let (mut engine, e) = with(access);
         let ulpdu = read(r(e));
-        assert_eq!(violation(&mut engine, &[ulpdu.clone()]), about(code, &ulpdu, true));
+        assert_eq!(violation(&mut engine, std::slice::from_ref(&ulpdu)), about(code, &ulpdu, true));
     };
     let (write_access, read_access) = (Access::RemoteWrite, Access::RemoteRead);
     breaks_with_request(ErrorCode::READ_STAG, read_access, &|e| request(1, e.stag.0 ^ 2, e.offset));

@@ -47,7 +47,7 @@ const ARENA_PER_FPDU: usize = LENGTH_BYTES + UNTAGGED_BYTES + COPY + 3 + CRC_BYT
 /// Pieces queued at one time.
 const PIECES: usize = 256;
 /// Bytes after which no further FPDU is queued.
-const QUEUED: u64 = 512 * 1024;
+const QUEUED: u64 = 1024 * 1024;
 /// The most pieces handed to one system call.
 pub const MAX_SLICES: usize = 64;
 

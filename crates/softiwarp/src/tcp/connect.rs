@@ -63,7 +63,7 @@ impl Connector {
         };
         let peer = Peer { addr: to, private_data, remote_invalidation: true, transport: describe(&agreed) };
         let engine = Engine::new(&agreed, start.limits, config.options(), start.recvs);
-        Ok(Box::new(TcpQueuePair::new(stream, engine, peer)))
+        Ok(Box::new(TcpQueuePair::new(stream, engine, peer, config.spin)))
     }
 }
 

@@ -128,6 +128,6 @@ impl TcpRequest {
         // The Receives are posted before the peer learns that it may send.
         let engine = Engine::new(&agreed, start.limits, config.options(), start.recvs);
         timeout(patience, stream.write_all(&reply.encode())).await.map_err(|_| ConnectError::TimedOut)??;
-        Ok(Box::new(TcpQueuePair::new(stream, engine, peer)))
+        Ok(Box::new(TcpQueuePair::new(stream, engine, peer, config.spin)))
     }
 }

@@ -16,6 +16,7 @@ mod connect;
 mod linger;
 mod listen;
 mod qp;
+mod spin;
 
 use std::time::Duration;
 
@@ -48,6 +49,10 @@ pub struct Config {
     /// After connecting, send up to six empty frames at growing intervals until the peer's first FPDU comes: some
     /// peers overlook an FPDU that arrives too early.
     pub nudge: bool,
+    /// How long to look for bytes again and again before waiting for them. Waking up costs more than a short wait, but
+    /// the thread is busy meanwhile, with everything that runs on it. Where looking finds nothing it is done less and
+    /// less. `None` never does it.
+    pub spin: Option<Duration>,
     /// How long the one that connects waits for the MPA Reply, and before that for TCP.
     pub reply_timeout: Duration,
     /// How long a listener waits for the MPA Request of a new connection.
@@ -69,6 +74,7 @@ impl Default for Config {
             max_ulpdu: Options::default().max_ulpdu,
             congestion: Some("reno".to_owned()),
             nudge: true,
+            spin: None,
             reply_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(5),
             user_timeout: None,

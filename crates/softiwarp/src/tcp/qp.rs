@@ -3,14 +3,15 @@
 //! # Operation
 //! `poll` alternates between writing what the engine has queued and reading where the engine wants bytes, until the
 //! socket takes and gives no more, or a budget is spent. A read or write that moved fewer bytes than it could have
-//! found the socket at its limit, so it is not tried again before the runtime says so.
+//! found the socket at its limit, so it is not tried again before the runtime says so. Before it gives up the thread,
+//! `poll` may [spin](super::spin) for a moment.
 //!
 //! # When it breaks
 //! When a write fails, reading goes on to the end: the peer may have said why, in a Terminate that is already here.
 
 use std::{
     future::Future,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, IoSliceMut},
     pin::Pin,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -27,13 +28,25 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::linger::linger;
+use super::{linger::linger, spin::Spin};
 use crate::engine::{Engine, Failure, Slices};
 
-/// Bytes that one poll reads before it lets others run.
-const READ_BUDGET: usize = 4 * 1024 * 1024;
-/// Reads and writes in one poll.
-const CALL_BUDGET: usize = 256;
+/// What one poll does before it lets others run.
+struct Budget {
+    /// Reads and writes.
+    calls: usize,
+    /// Bytes read.
+    bytes: usize,
+    /// Length of the list of completions from which on no more is read, so that what they ask for can begin.
+    enough: usize,
+}
+
+impl Budget {
+    /// For a poll that starts with a list of this length.
+    fn new(done: usize) -> Self {
+        Self { calls: 256, bytes: 1024 * 1024, enough: done + 64 }
+    }
+}
 
 /// See the module's head.
 pub(super) struct TcpQueuePair {
@@ -43,6 +56,7 @@ pub(super) struct TcpQueuePair {
     peer: Peer,
     runtime: Handle,
     timer: Option<Pin<Box<Sleep>>>,
+    spin: Spin,
     /// Close when everything is sent.
     closing: bool,
     /// Why writing has ended.
@@ -102,14 +116,32 @@ fn transfer(
     }
 }
 
+/// Calls `read` with the places where the engine wants bytes and their length.
+fn with_places<T>(engine: &mut Engine, read: impl FnOnce(&mut [IoSliceMut<'_>], usize) -> T) -> T {
+    let mut places = engine.input();
+    let most = places.iter().map(|place| place.len()).sum();
+    let skip = usize::from(places.first().is_some_and(|place| place.is_empty()));
+    read(places.get_mut(skip..).unwrap_or_default(), most)
+}
+
+/// Gives the engine the `n` bytes that were read; none are the end of the stream.
+fn take(engine: &mut Engine, write_error: Option<ErrorKind>, n: usize, done: &mut Vec<Completion>) {
+    match write_error {
+        _ if n > 0 => engine.received(n, done),
+        Some(kind) => engine.fail(Failure { lost: Lost::Io(kind), terminate: None }),
+        None => engine.end_of_stream(),
+    }
+}
+
 impl TcpQueuePair {
-    pub(super) fn new(stream: TcpStream, engine: Engine, peer: Peer) -> Self {
+    pub(super) fn new(stream: TcpStream, engine: Engine, peer: Peer, spin: Option<Duration>) -> Self {
         Self {
             stream: Some(stream),
             engine,
             peer,
             runtime: Handle::current(),
             timer: None,
+            spin: Spin::new(spin),
             closing: false,
             write_error: None,
             lost: None,
@@ -117,7 +149,7 @@ impl TcpQueuePair {
     }
 
     /// Writes until nothing is queued or the socket is full.
-    fn write(&mut self, cx: &mut Context<'_>, calls: &mut usize, done: &mut Vec<Completion>) -> Stopped {
+    fn write(&mut self, cx: &mut Context<'_>, budget: &mut Budget, done: &mut Vec<Completion>) -> Stopped {
         let Some(stream) = &self.stream else { return Stopped::Blocked };
         loop {
             if self.write_error.is_some() {
@@ -127,10 +159,10 @@ impl TcpQueuePair {
             if !self.engine.has_output() {
                 return Stopped::Done;
             }
-            if *calls == 0 {
+            if budget.calls == 0 {
                 return Stopped::Budget;
             }
-            *calls -= 1;
+            budget.calls -= 1;
             let moved = {
                 let mut slices = Slices::new();
                 self.engine.output(&mut slices);
@@ -150,34 +182,20 @@ impl TcpQueuePair {
     }
 
     /// Reads until the socket is empty.
-    fn read(
-        &mut self,
-        cx: &mut Context<'_>,
-        calls: &mut usize,
-        bytes: &mut usize,
-        done: &mut Vec<Completion>,
-    ) -> Stopped {
+    fn read(&mut self, cx: &mut Context<'_>, budget: &mut Budget, done: &mut Vec<Completion>) -> Stopped {
         let Some(stream) = &self.stream else { return Stopped::Done };
         while self.engine.failure().is_none() {
-            if *calls == 0 || *bytes == 0 {
+            if budget.calls == 0 || budget.bytes == 0 || done.len() >= budget.enough {
                 return Stopped::Budget;
             }
-            *calls -= 1;
-            let moved = {
-                let mut places = self.engine.input();
-                let most = places.iter().map(|place| place.len()).sum();
-                let skip = usize::from(places.first().is_some_and(|place| place.is_empty()));
-                let places = places.get_mut(skip..).unwrap_or_default();
+            budget.calls -= 1;
+            let moved = with_places(&mut self.engine, |places, most| {
                 transfer(stream, Interest::READABLE, most, || Ok(rustix::io::readv(stream, &mut *places)?))
-            };
+            });
             match moved {
-                Ok(Moved::Some(0)) => match self.write_error {
-                    Some(kind) => self.engine.fail(Failure { lost: Lost::Io(kind), terminate: None }),
-                    None => self.engine.end_of_stream(),
-                },
                 Ok(Moved::Some(n) | Moved::Last(n)) => {
-                    *bytes = bytes.saturating_sub(n);
-                    self.engine.received(n, done);
+                    budget.bytes = budget.bytes.saturating_sub(n);
+                    take(&mut self.engine, self.write_error, n, done);
                 }
                 Ok(Moved::Nothing) => match stream.poll_read_ready(cx) {
                     Poll::Pending => return Stopped::Blocked,
@@ -188,6 +206,28 @@ impl TcpQueuePair {
             }
         }
         Stopped::Done
+    }
+
+    /// Waits for bytes without sleeping, if that has paid off lately. True if something has come.
+    fn spin(&mut self, done: &mut Vec<Completion>) -> bool {
+        let Some(stream) = &self.stream else { return false };
+        let Some(until) = self.spin.begin(Instant::now) else { return false };
+        loop {
+            let read = with_places(&mut self.engine, |places, _| rustix::io::readv(stream, places));
+            match read {
+                Ok(n) => {
+                    self.spin.hit();
+                    take(&mut self.engine, self.write_error, n, done);
+                    return true;
+                }
+                // A real error shows again when the socket is read the ordinary way.
+                Err(_) if Instant::now() >= until => {
+                    self.spin.miss();
+                    return false;
+                }
+                Err(_) => std::hint::spin_loop(),
+            }
+        }
     }
 
     fn broken(&mut self, kind: ErrorKind) -> Stopped {
@@ -261,10 +301,10 @@ impl QueuePair for TcpQueuePair {
             return Poll::Ready(Err(lost.clone()));
         }
         self.engine.report_reclaimed(done);
-        let (mut calls, mut bytes) = (CALL_BUDGET, READ_BUDGET);
+        let mut budget = Budget::new(before);
         let exhausted = loop {
-            let written = self.write(cx, &mut calls, done);
-            let read = self.read(cx, &mut calls, &mut bytes, done);
+            let written = self.write(cx, &mut budget, done);
+            let read = self.read(cx, &mut budget, done);
             if self.engine.failure().is_some() {
                 break false;
             }
@@ -274,7 +314,10 @@ impl QueuePair for TcpQueuePair {
             // What was read may be something to answer.
             self.engine.fill(done);
             let more = written == Stopped::Done && self.engine.has_output();
-            if !more && !self.tick(cx) {
+            if more || self.tick(cx) {
+                continue;
+            }
+            if done.len() > before || self.engine.has_output() || !self.spin(done) {
                 break false;
             }
         };
