@@ -105,8 +105,18 @@ pub struct Mount {
     io_size: u32,
 }
 
+/// Channels that are closed when they are dropped.
+#[derive(Default)]
+struct Channels(Vec<Channel>);
+
+impl Drop for Channels {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Channel::close);
+    }
+}
+
 pub(crate) struct Inner {
-    channels: Vec<Channel>,
+    channels: Channels,
     next: AtomicUsize,
     /// Body of the AUTH_SYS credential.
     cred: Vec<u8>,
@@ -119,12 +129,6 @@ pub(crate) struct Inner {
     pub(crate) pools: Pools,
     metrics: Arc<ClientMetrics>,
     transport: String,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.channels.iter().for_each(Channel::close);
-    }
 }
 
 impl Mount {
@@ -149,7 +153,8 @@ impl Mount {
         let to = resolve(&target.host, target.port.unwrap_or(default)).await?;
         let pools = Pools::new(config.calls);
         let metrics = Arc::<ClientMetrics>::default();
-        let mut channels = Vec::new();
+        // If a later connection cannot be made, the earlier ones are closed.
+        let mut channels = Channels::default();
         let mut carrier = String::new();
         let seed = config.rdma.seed;
         let xids = seed.map_or_else(Xids::of_process, |seed| Xids::starting_at(seed as u32));
@@ -171,7 +176,7 @@ impl Mount {
                     tokio::spawn(tcp::run(to, config, inbox, Some(first), Arc::clone(&metrics)));
                 }
             }
-            channels.push(channel);
+            channels.0.push(channel);
         }
         let inner = Inner {
             channels,
@@ -242,14 +247,15 @@ impl Mount {
 impl Inner {
     /// The connection with the fewest Calls; among equals, each in turn.
     pub(crate) fn channel(&self) -> &Channel {
-        let n = self.channels.len();
+        let channels = &self.channels.0;
+        let n = channels.len();
         if n == 1 {
-            return &self.channels[0];
+            return &channels[0];
         }
         let first = self.next.fetch_add(1, Ordering::Relaxed) % n;
-        let mut best = &self.channels[first];
+        let mut best = &channels[first];
         for i in 1..n {
-            let other = &self.channels[(first + i) % n];
+            let other = &channels[(first + i) % n];
             if other.free() > best.free() {
                 best = other;
             }
@@ -269,7 +275,7 @@ impl Inner {
             return mount_over_tcp(at(port), path, auth).await;
         }
         // A server like ours answers MOUNT wherever it answers NFS.
-        match mount_over(&self.channels[0], path, auth).await {
+        match mount_over(&self.channels.0[0], path, auth).await {
             Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. })) => {}
             Ok(result) => return handle(result, path),
             Err(e) => return Err(e),
