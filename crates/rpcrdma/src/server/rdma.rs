@@ -13,7 +13,9 @@
 //!
 //! # When it breaks
 //! A lost connection drops the table. Blocking work that is under way goes on; its result is dropped, and the client,
-//! which sends the Call again on another connection, is answered from the duplicate request cache. Nothing that a peer
+//! which sends the Call again on another connection, is answered from the duplicate request cache. A client that died
+//! without a word is never heard of again, as a reliable connection over InfiniBand has no keep-alive; so a connection on
+//! which nothing arrives for `idle_timeout` is closed, which costs a client that is merely idle one reconnect. Nothing that a peer
 //! sends ends more than its own connection.
 //!
 //! # Limits
@@ -67,6 +69,8 @@ pub struct RdmaConfig {
     pub limits: Limits,
     /// Connections at one time; more are turned away.
     pub connections: usize,
+    /// A connection on which nothing arrives for this long, or up to twice as long, is closed.
+    pub idle_timeout: Duration,
 }
 
 impl Default for RdmaConfig {
@@ -77,6 +81,7 @@ impl Default for RdmaConfig {
             remote_invalidation: true,
             limits: Limits::default(),
             connections: 1024,
+            idle_timeout: Duration::from_secs(360),
         }
     }
 }
@@ -176,20 +181,50 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
         reply: OutgoingReply::default(),
         offline: Arc::default(),
         returned: Vec::new(),
+        arrivals: 0,
     };
     let mut stopped = std::pin::pin!(stop.wait_for(|stop| *stop));
     let mut stopping = false;
+    let mut idle =
+        Idle { timer: std::pin::pin!(sleep(config.idle_timeout)), after: config.idle_timeout, seen: 0 };
     let why = std::future::poll_fn(|cx| {
         if !stopping && stopped.as_mut().poll(cx).is_ready() {
             stopping = true;
             connection.qp.shutdown(Shutdown::Graceful);
         }
-        connection.poll(cx)
+        let polled = connection.poll(cx);
+        if polled.is_pending() && idle.is_over(cx, connection.arrivals) {
+            debug!(%peer, "closing an idle connection");
+            connection.qp.shutdown(Shutdown::Abort);
+            cx.waker().wake_by_ref();
+        }
+        polled
     })
     .await;
     shared.metrics.closed.add(1);
     shared.metrics.overruns.add(connection.responder.overruns());
     info!(%peer, "RDMA connection ended: {why}");
+}
+
+/// Notices that nothing arrives any more, without a look at the clock for what does arrive.
+struct Idle<'a> {
+    timer: Pin<&'a mut Sleep>,
+    after: Duration,
+    /// Arrivals when the timer was set.
+    seen: u64,
+}
+
+impl Idle<'_> {
+    fn is_over(&mut self, cx: &mut Context<'_>, arrivals: u64) -> bool {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            self.timer.as_mut().reset(Instant::now() + self.after);
+            if arrivals == self.seen {
+                return true;
+            }
+            self.seen = arrivals;
+        }
+        false
+    }
 }
 
 /// A Call in our hands.
@@ -284,6 +319,8 @@ struct Connection {
     reply: OutgoingReply,
     offline: Arc<Mutex<Offline>>,
     returned: Vec<Executed>,
+    /// Messages, and data that we asked for.
+    arrivals: u64,
 }
 
 /// Marks in a work identifier what the work was for; the rest is the Call's index.
@@ -326,8 +363,14 @@ impl Connection {
 
     fn complete(&mut self, completion: Completion) {
         match completion {
-            Completion::Received { buf, len, .. } => self.received(buf, len),
-            Completion::Done { id, op: Op::Read, buf } => self.pulled((id >> 16) as usize, id & 0xffff, buf),
+            Completion::Received { buf, len, .. } => {
+                self.arrivals += 1;
+                self.received(buf, len);
+            }
+            Completion::Done { id, op: Op::Read, buf } => {
+                self.arrivals += 1;
+                self.pulled((id >> 16) as usize, id & 0xffff, buf);
+            }
             Completion::Done { id, op: Op::Send, .. } if id & 0xffff == SEND => {
                 self.finish((id >> 16) as usize, Step::Sent)
             }
