@@ -47,7 +47,7 @@ use std::{
 pub use end::View;
 pub use setup::{SimConnector, SimListener};
 
-use crate::{Access, Completion, Lost, Op, QpLimits, Stag};
+use crate::{Access, Completion, Lost, Op, QpLimits, Shutdown, Stag};
 use world::World;
 
 /// Names a connection in its world; the first is 1.
@@ -379,6 +379,8 @@ pub enum EventKind<'a> {
     Fault(Fault),
     /// This end is lost.
     Lost(&'a Lost),
+    /// The user ends the connection.
+    Shutdown(Shutdown),
     /// The user has dropped this end.
     Dropped,
 }

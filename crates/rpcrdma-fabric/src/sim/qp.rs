@@ -188,6 +188,7 @@ impl QueuePair for SimQueuePair {
     fn shutdown(&mut self, how: Shutdown) {
         let (conn, side) = (self.conn, self.side);
         let mut world = self.shared.world();
+        world.tell(conn, side, EventKind::Shutdown(how));
         match how {
             Shutdown::Abort => world.abort(conn, side),
             Shutdown::Graceful => {
