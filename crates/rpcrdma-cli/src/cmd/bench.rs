@@ -8,7 +8,6 @@
 mod raw;
 
 use std::{
-    future::Future,
     io,
     path::Path,
     sync::{
@@ -432,29 +431,24 @@ impl Worker {
         self.next.fetch_add(u64::from(len), Ordering::Relaxed) % self.size
     }
 
-    fn once<'a>(
-        &'a mut self,
-        len: u32,
-        buf: &'a mut Option<Region>,
-    ) -> impl Future<Output = Result<u32, rpcrdma::error::Error>> + Send + 'a {
-        async move {
-            match self.op {
-                Op::Null => self.mount.null().await.map(|()| 0),
-                Op::Getattr => self.mount.getattr(self.file).await.map(|_| 0),
-                Op::Read(_) | Op::Random(_) => {
-                    let at = self.place(len);
-                    let room = buf.take().unwrap_or_else(|| Region::alloc(len as usize));
-                    let (read, back) = self.mount.read(self.file, at, len, room).await;
-                    *buf = back;
-                    read.map(|r| r.len)
-                }
-                Op::Write(_) => {
-                    let at = self.place(len);
-                    let data = buf.take().unwrap_or_else(|| Region::alloc(len as usize));
-                    let (wrote, back) = self.mount.write(self.file, at, len, data, Stable::Unstable).await;
-                    *buf = back;
-                    wrote.map(|w| w.count)
-                }
+    /// One Call; returns the bytes that it moved.
+    async fn once(&mut self, len: u32, buf: &mut Option<Region>) -> Result<u32, rpcrdma::error::Error> {
+        match self.op {
+            Op::Null => self.mount.null().await.map(|()| 0),
+            Op::Getattr => self.mount.getattr(self.file).await.map(|_| 0),
+            Op::Read(_) | Op::Random(_) => {
+                let at = self.place(len);
+                let room = buf.take().unwrap_or_else(|| Region::alloc(len as usize));
+                let (read, back) = self.mount.read(self.file, at, len, room).await;
+                *buf = back;
+                read.map(|r| r.len)
+            }
+            Op::Write(_) => {
+                let at = self.place(len);
+                let data = buf.take().unwrap_or_else(|| Region::alloc(len as usize));
+                let (wrote, back) = self.mount.write(self.file, at, len, data, Stable::Unstable).await;
+                *buf = back;
+                wrote.map(|w| w.count)
             }
         }
     }

@@ -231,7 +231,7 @@ impl Cp {
         };
         more(get(&t.links), "link", "links");
         more(get(&t.dirs), "directory", "directories");
-        more(get(&t.unchanged), "file unchanged", "files unchanged");
+        more(get(&t.unchanged), "unchanged", "unchanged");
         more(session.reconnects(), "reconnect", "reconnects");
         more(get(&t.failures), "failure", "failures");
         let end = if interrupted { "; run the same command to go on" } else { "" };

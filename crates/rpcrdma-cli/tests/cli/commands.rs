@@ -1,0 +1,188 @@
+//! `ls`, `cat`, `stat`, `df`, `mkdir`, `rm` and `ping`.
+
+use std::{fs, os::unix::fs::symlink};
+
+use crate::support::{Serving, age, fails, noise, ok, program, run};
+
+fn planted() -> Serving {
+    let server = Serving::unsquashed();
+    let dir = &server.dir;
+    fs::create_dir_all(dir.join("sub/below")).unwrap();
+    fs::write(dir.join("file"), "hello, world\n").unwrap();
+    fs::write(dir.join(".dot"), "").unwrap();
+    fs::write(dir.join("sub/two words"), "2").unwrap();
+    symlink("file", dir.join("link")).unwrap();
+    for (i, name) in ["file", "sub/two words", "link", "sub/below", "sub"].iter().enumerate() {
+        age(&dir.join(name), i as i64);
+    }
+    server
+}
+
+#[test]
+fn ls_lists_names_in_order() {
+    let server = planted();
+    assert_eq!(ok(["ls", &server.url("")]), "file\nlink\nsub\n");
+    assert_eq!(ok(["ls", "-a", &server.url("")]), ".dot\nfile\nlink\nsub\n");
+    assert_eq!(ok(["ls", &server.url("sub/two%20words")]), "two words\n");
+    assert_eq!(ok(["ls", "--tcp", &server.tcp_url("sub")]), "below\ntwo words\n");
+    let said = ok(["ls", "-R", &server.url("")]);
+    let top = server.dir.display();
+    assert_eq!(
+        said,
+        format!("{top}:\nfile\nlink\nsub\n\n{top}/sub:\nbelow\ntwo words\n\n{top}/sub/below:\n")
+    );
+}
+
+#[test]
+fn ls_has_long_lines() {
+    let server = planted();
+    let said = ok(["ls", "-l", &server.url("")]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("-rw"), "{said}");
+    assert!(lines[0].ends_with(" 13 2020-09-13 12:26 file"), "{said}");
+    assert!(lines[1].starts_with("lrwxrwxrwx 1 ") && lines[1].ends_with("link -> file"), "{said}");
+    assert!(lines[2].starts_with("drwx"), "{said}");
+    assert!(!said.contains('\x1b'), "no colours into a pipe");
+}
+
+#[test]
+fn ls_lists_a_directory_of_thousands() {
+    let server = Serving::unsquashed();
+    let names: Vec<String> = (0..5000).map(|i| format!("{i:05}-{}", "x".repeat(i % 50))).collect();
+    for name in &names {
+        fs::write(server.dir.join(name), "").unwrap();
+    }
+    assert_eq!(ok(["ls", &server.url("")]).lines().collect::<Vec<_>>(), names);
+}
+
+#[test]
+fn cat_prints_files_and_parts_of_them() {
+    let server = planted();
+    assert_eq!(ok(["cat", &server.url("file"), &server.url("sub/two%20words")]), "hello, world\n2");
+    assert_eq!(ok(["cat", "--offset", "7", "--length", "5", &server.url("file")]), "world");
+    assert_eq!(ok(["cat", "--offset", "1G", &server.url("file")]), "");
+    let data = noise((9 << 20) + 5, 8);
+    fs::write(server.dir.join("big"), &data).unwrap();
+    let cat = |args: &[&str]| program().arg("cat").args(args).arg(server.url("big")).output().unwrap().stdout;
+    assert!(cat(&[]) == data);
+    assert!(cat(&["--offset", "1048575", "--length", "3M"]) == data[1_048_575..][..3 << 20]);
+    assert!(cat(&["--inline", "64K", "--length", "30000"]) == data[..30_000]);
+}
+
+#[test]
+fn errors_are_one_sentence_each_and_the_rest_goes_on() {
+    let server = planted();
+    let ended = run(["cat", &server.url("none"), &server.url("file"), &server.url("sub")]);
+    assert_eq!(ended.code, Some(1));
+    assert_eq!(ended.stdout, "hello, world\n");
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(lines.len(), 2, "{ended:?}");
+    assert_eq!(
+        lines[0],
+        format!("rpcrdma: cat: {}: No such file or directory (server: NFS3ERR_NOENT)", server.url("none"))
+    );
+    assert!(lines[1].ends_with("sub: Is a directory"), "{ended:?}");
+    let said = fails(1, ["ls", &server.url("file/below")]);
+    assert!(said.contains("Not a directory (server: "), "{said}");
+    let said = fails(1, ["ls", &format!("nfs://{}/other/export", server.rdma)]);
+    assert!(said.contains("Permission denied (server: "), "{said}");
+}
+
+#[test]
+fn stat_tells_everything() {
+    let server = planted();
+    let said = ok(["stat", &server.url("file")]);
+    for line in
+        ["Type: regular file", "Size: 13 bytes", "Links: 1", "Changed: 2020-09-13 12:26:40.123456789 +0000"]
+    {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(ok(["stat", &server.url("link")]).contains("link -> file"));
+    let said = ok(["stat", "--json", &server.url("file"), &server.url("sub")]);
+    let lines: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines[0]["type"], "regular file");
+    assert_eq!(lines[0]["size"], 13);
+    assert_eq!(lines[0]["mtime"], "2020-09-13T12:26:40.123456789+00:00");
+    assert_eq!(lines[1]["type"], "directory");
+}
+
+#[test]
+fn df_tells_how_full() {
+    let server = planted();
+    let said = ok(["df", &server.url(""), &server.url("file")]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    assert!(lines[0].contains("Size") && lines[1].contains('%') && lines[1].ends_with(&server.url("")));
+    let said = ok(["df", "--json", &server.url("")]);
+    let record: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(record["total_bytes"].as_u64().unwrap() > 0);
+    assert!(record["available_bytes"].as_u64() <= record["total_bytes"].as_u64());
+    ok(["df", "-i", &server.url("")]);
+}
+
+#[test]
+fn mkdir_makes_one_or_all() {
+    let server = planted();
+    ok(["mkdir", "-m", "700", &server.url("new")]);
+    assert!(server.dir.join("new").is_dir());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(server.dir.join("new")).unwrap().permissions());
+    assert_eq!(mode & 0o7777, 0o700);
+    let said = fails(1, ["mkdir", &server.url("new")]);
+    assert!(said.contains("File exists (server: NFS3ERR_EXIST)"), "{said}");
+    let said = fails(1, ["mkdir", &server.url("a/b/c")]);
+    assert!(said.contains("No such file or directory"), "{said}");
+    ok(["mkdir", "-p", &server.url("a/b/c")]);
+    ok(["mkdir", "-p", &server.url("a/b/c")]);
+    assert!(server.dir.join("a/b/c").is_dir());
+    let said = fails(1, ["mkdir", "-p", &server.url("file/x")]);
+    assert!(said.contains("not a directory") || said.contains("Not a directory"), "{said}");
+    fails(2, ["mkdir", "-m", "999", &server.url("x")]);
+}
+
+#[test]
+fn rm_removes_files_and_trees() {
+    let server = planted();
+    let said = fails(1, ["rm", &server.url("sub")]);
+    assert!(said.contains("Is a directory"), "{said}");
+    ok(["rm", &server.url("link")]);
+    assert!(server.dir.join("file").exists());
+    for i in 0..700 {
+        fs::write(server.dir.join(format!("sub/below/{i}")), "").unwrap();
+    }
+    ok(["rm", "-r", &server.url("sub"), &server.url("file")]);
+    assert!(!server.dir.join("sub").exists() && !server.dir.join("file").exists());
+    let said = fails(1, ["rm", &server.url("sub")]);
+    assert!(said.contains("NFS3ERR_NOENT"), "{said}");
+    ok(["rm", "-f", &server.url("sub")]);
+    let said = fails(1, ["rm", "-r", &server.url("")]);
+    assert!(said.contains("export as a whole"), "{said}");
+    assert!(server.dir.join(".dot").exists());
+}
+
+#[test]
+fn ping_counts_and_measures() {
+    let server = planted();
+    let said = ok(["ping", "-c", "300", "-i", "0", "-d", "8", &format!("nfs://{}", server.rdma)]);
+    assert!(said.contains("iWARP/TCP, CRC32c"), "{said}");
+    assert!(said.contains("300 round trips in ") && said.contains("p50 ") && said.contains("p99 "), "{said}");
+    let said = ok(["ping", "-c", "50", "-i", "0", "--json", "--crc", "off", &server.url("")]);
+    let record: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(record["count"], 50);
+    assert_eq!(record["failures"], 0);
+    assert!(record["p50_ns"].as_u64() <= record["p99_ns"].as_u64());
+    let said = ok(["ping", "-c", "3", "-i", "0.01", "--tcp", &server.tcp_url("")]);
+    let each: Vec<&str> = said.lines().filter_map(|l| l.strip_prefix("     ")).collect();
+    assert!(each.len() == 3 && each[2].starts_with("3  "), "{said}");
+}
+
+#[test]
+fn a_server_that_is_not_there_is_said_to_be() {
+    let server = Serving::unsquashed();
+    let url = server.url("");
+    assert_eq!(server.stop().code, Some(0));
+    let said = fails(1, ["ls", &url]);
+    assert!(said.contains("cannot connect") && said.contains("refused"), "{said}");
+    let said = fails(1, ["ls", "nfs://host.invalid/x"]);
+    assert!(said.contains("no such host"), "{said}");
+}

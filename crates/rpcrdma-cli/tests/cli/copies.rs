@@ -1,0 +1,230 @@
+//! `cp` in all directions.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{MetadataExt as _, symlink},
+        net::UnixListener,
+    },
+};
+
+use crate::support::{Serving, assert_same, fails, is_root, long_ago, ok, plant, run};
+
+#[test]
+fn a_tree_comes_over_whole() {
+    let server = Serving::unsquashed();
+    plant(&server.dir);
+    let copy = server.outside("copy");
+    let said = ok(["cp", "-r", &server.url(""), copy.to_str().unwrap()]);
+    assert!(said.starts_with("copied 312 files"), "{said}");
+    assert!(said.contains("2 links") && said.contains("6 directories"), "{said}");
+    assert_same(&server.dir, &copy);
+    assert!(fs::metadata(copy.join("sparse")).unwrap().blocks() * 512 < 4 << 20, "holes stay holes");
+}
+
+#[test]
+fn a_tree_goes_to_a_server_and_back_over_tcp() {
+    let server = Serving::unsquashed();
+    let original = server.outside("original");
+    fs::create_dir(&original).unwrap();
+    plant(&original);
+    ok(["cp", "-r", original.to_str().unwrap(), &server.url("up")]);
+    assert_same(&original, &server.dir.join("up"));
+    let back = server.outside("back");
+    ok(["cp", "-r", "--tcp", &server.tcp_url("up"), back.to_str().unwrap()]);
+    assert_same(&original, &back);
+}
+
+#[test]
+fn a_tree_survives_cuts_on_both_ends_in_both_directions() {
+    let server = Serving::new(&["--no-root-squash", "--inject", "disconnect=1/60,seed=5"]);
+    let original = server.outside("original");
+    fs::create_dir(&original).unwrap();
+    plant(&original);
+    let cut = ["--inject", "disconnect=1/60,seed=9"];
+    let said = ok([&["cp", "-r"][..], &cut, &[original.to_str().unwrap(), &server.url("up")]].concat());
+    assert!(said.contains("reconnect"), "{said}");
+    assert_same(&original, &server.dir.join("up"));
+    let back = server.outside("back");
+    let said = ok([&["cp", "-r"][..], &cut, &[&server.url("up"), back.to_str().unwrap()]].concat());
+    assert!(said.contains("reconnect"), "{said}");
+    assert_same(&original, &back);
+}
+
+#[test]
+fn a_tree_goes_from_server_to_server() {
+    let (from, to) = (Serving::unsquashed(), Serving::unsquashed());
+    plant(&from.dir);
+    ok(["cp", "-r", &from.url(""), &to.url("copy")]);
+    assert_same(&from.dir, &to.dir.join("copy"));
+    // And within one.
+    ok(["cp", "-r", &from.url("deep"), &from.url("deep too")]);
+    assert_same(&from.dir.join("deep"), &from.dir.join("deep too"));
+}
+
+#[test]
+fn destinations_are_those_of_cp() {
+    let server = Serving::unsquashed();
+    fs::create_dir(server.dir.join("a")).unwrap();
+    fs::write(server.dir.join("a/x"), "x").unwrap();
+    fs::write(server.dir.join("y"), "y").unwrap();
+    let out = server.outside("out");
+    let out_text = out.to_str().unwrap();
+    // To a name that is not there, then into what is.
+    ok(["cp", "-r", &server.url("a"), out_text]);
+    assert_eq!(fs::read_to_string(out.join("x")).unwrap(), "x");
+    ok(["cp", "-r", &server.url("a"), &server.url("y"), out_text]);
+    assert_eq!(fs::read_to_string(out.join("a/x")).unwrap(), "x");
+    assert_eq!(fs::read_to_string(out.join("y")).unwrap(), "y");
+    // A file to a new name, over an old one, and into a directory on the server.
+    ok(["cp", &server.url("y"), &server.url("z")]);
+    fs::write(out.join("new"), "new").unwrap();
+    ok(["cp", out.join("new").to_str().unwrap(), &server.url("z")]);
+    assert_eq!(fs::read_to_string(server.dir.join("z")).unwrap(), "new");
+    ok(["cp", out.join("new").to_str().unwrap(), &server.url("a")]);
+    assert_eq!(fs::read_to_string(server.dir.join("a/new")).unwrap(), "new");
+    // No part is left behind anywhere.
+    for dir in [&server.dir, &server.dir.join("a"), &out, &out.join("a")] {
+        let parts = fs::read_dir(dir)
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("part"));
+        assert_eq!(parts.count(), 0);
+    }
+}
+
+#[test]
+fn what_cannot_be_copied_is_said_and_the_rest_is_copied() {
+    let server = Serving::unsquashed();
+    let tree = server.dir.join("t");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("a"), "a").unwrap();
+    fs::write(tree.join("c"), "c").unwrap();
+    let _socket = UnixListener::bind(tree.join("b")).unwrap();
+    let out = server.outside("out");
+    let ended = run(["cp", "-r", &server.url("t"), out.to_str().unwrap()]);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("t/b: a socket is not copied without --archive"), "{ended:?}");
+    assert!(ended.stdout.contains("copied 2 files") && ended.stdout.contains("1 failure"), "{ended:?}");
+    assert_eq!(fs::read_to_string(out.join("c")).unwrap(), "c");
+    // A directory where a file has to go, and the other way round.
+    fs::remove_file(out.join("a")).unwrap();
+    fs::create_dir(out.join("a")).unwrap();
+    let said = fails(1, ["cp", "-r", &server.url("t/a"), out.to_str().unwrap()]);
+    assert!(said.contains("a directory is in the way"), "{said}");
+    let said = fails(1, ["cp", "-r", &server.url("t"), out.join("c").to_str().unwrap()]);
+    assert!(said.contains("not a directory"), "{said}");
+    let said = fails(1, ["cp", &server.url("t"), out.to_str().unwrap()]);
+    assert!(said.contains("Is a directory; -r"), "{said}");
+    let said = fails(1, ["cp", &server.url("none"), out.to_str().unwrap()]);
+    assert!(said.contains("none: No such file or directory (server: NFS3ERR_NOENT)"), "{said}");
+    let said = fails(1, ["cp", &server.url("t/a"), &server.url("t/c"), out.join("c").to_str().unwrap()]);
+    assert!(said.contains("has to be a directory"), "{said}");
+}
+
+#[test]
+fn wrong_usage_is_told_apart() {
+    let said = fails(2, ["cp", "a", "b"]);
+    assert!(said.contains("cp(1)"), "{said}");
+    let said = fails(2, ["cp", "nfs://h/x"]);
+    assert!(said.contains("destination"), "{said}");
+    let said = fails(2, ["cp", "nfs:///x", "y"]);
+    assert!(said.contains("the host is missing"), "{said}");
+    fails(2, ["cp", "--inline", "100", "nfs://h/x", "y"]);
+    fails(2, ["cp", "--inject", "disconnect=2", "nfs://h/x", "y"]);
+}
+
+#[test]
+fn symlinks_of_the_destination_are_never_followed() {
+    let server = Serving::unsquashed();
+    fs::create_dir(server.dir.join("t")).unwrap();
+    fs::create_dir(server.dir.join("t/sub")).unwrap();
+    fs::write(server.dir.join("t/sub/file"), "new").unwrap();
+    fs::write(server.dir.join("t/name"), "new").unwrap();
+    let elsewhere = server.outside("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("kept"), "kept").unwrap();
+    let out = server.outside("out");
+    fs::create_dir(&out).unwrap();
+    // A link to a directory, a link to a file, and a link where the part goes.
+    symlink(&elsewhere, out.join("sub")).unwrap();
+    symlink(elsewhere.join("kept"), out.join("name")).unwrap();
+    symlink(elsewhere.join("kept"), out.join(".name.rpcrdma-part")).unwrap();
+    let ended = run(["cp", "-r", &format!("{}/.", server.url("t")), &format!("{}/.", out.display())]);
+    assert_eq!(ended.code, Some(0), "the source is named t, so it went into out/t: {ended:?}");
+    let ended = run(["cp", "-r", &server.url("t/sub"), &server.url("t/name"), out.to_str().unwrap()]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(elsewhere.join("kept")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(out.join("name")).unwrap(), "new");
+    assert!(fs::symlink_metadata(out.join("name")).unwrap().is_file());
+}
+
+#[test]
+fn a_copy_into_its_own_source_ends() {
+    let server = Serving::unsquashed();
+    fs::create_dir_all(server.dir.join("a/b")).unwrap();
+    fs::write(server.dir.join("a/x"), "x").unwrap();
+    let inside = server.dir.join("a/b/copy");
+    for to in [inside.to_str().unwrap(), &server.url("a/b/other")] {
+        let ended = run(["cp", "-r", &server.url("a"), to]);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains("the copy is being made here"), "{ended:?}");
+    }
+    assert_eq!(fs::read_to_string(inside.join("x")).unwrap(), "x");
+}
+
+#[test]
+fn archive_keeps_hard_links_and_special_files() {
+    let server = Serving::unsquashed();
+    let tree = server.dir.join("t");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("first"), "one file").unwrap();
+    fs::hard_link(tree.join("first"), tree.join("second")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, tree.join("fifo"), rustix::fs::Mode::RUSR).unwrap();
+    for (to, there) in [
+        (server.outside("out").to_str().unwrap().to_owned(), server.outside("out")),
+        (server.url("again"), server.dir.join("again")),
+    ] {
+        // One job, because of two names copied at the same time each becomes a file.
+        ok(["cp", "-a", "-j", "1", &server.url("t"), &to]);
+        let id = |name: &str| fs::metadata(there.join(name)).unwrap().ino();
+        assert_eq!(id("first"), id("second"));
+        assert!(std::os::unix::fs::FileTypeExt::is_fifo(
+            &fs::metadata(there.join("fifo")).unwrap().file_type()
+        ));
+        assert_same(&tree, &there);
+    }
+}
+
+#[test]
+fn owners_are_kept_when_asked_for() {
+    if !is_root() {
+        println!("skipped: only root can give files away");
+        return;
+    }
+    let server = Serving::unsquashed();
+    fs::write(server.dir.join("f"), "x").unwrap();
+    std::os::unix::fs::chown(server.dir.join("f"), Some(1234), Some(4321)).unwrap();
+    let out = server.outside("out");
+    let owner = || fs::metadata(&out).map(|m| (m.uid(), m.gid())).unwrap();
+    ok(["cp", &server.url("f"), out.to_str().unwrap()]);
+    assert_eq!(owner(), (0, 0));
+    ok(["cp", "--owner", &server.url("f"), out.to_str().unwrap()]);
+    assert_eq!(owner(), (1234, 4321), "fixed although the contents are right");
+    ok(["cp", "--owner", out.to_str().unwrap(), &server.url("g")]);
+    assert_eq!(fs::metadata(server.dir.join("g")).unwrap().uid(), 1234);
+}
+
+#[test]
+fn without_preserve_files_are_new() {
+    let server = Serving::unsquashed();
+    let source = server.dir.join("f");
+    fs::write(&source, "x").unwrap();
+    fs::File::open(&source).unwrap().set_modified(long_ago()).unwrap();
+    fs::set_permissions(&source, std::os::unix::fs::PermissionsExt::from_mode(0o4711)).unwrap();
+    let out = server.outside("out");
+    ok(["cp", "--no-preserve", &server.url("f"), out.to_str().unwrap()]);
+    let meta = fs::metadata(&out).unwrap();
+    assert_ne!(meta.modified().unwrap(), long_ago());
+    assert_eq!(meta.mode() & 0o7000, 0);
+}
