@@ -38,7 +38,7 @@ use std::{
 };
 
 use rpcrdma_fabric::{
-    Access, BoxQueuePair, Completion, ConnectError, Connector, Exposed, Lost, Pool, QpLimits, QueuePair,
+    Access, BoxQueuePair, Completion, ConnectError, Connector, Exposed, Lost, Op, Pool, QpLimits, QueuePair,
     Region, Shutdown, Stag, Start, Work,
 };
 use rpcrdma_proto::{
@@ -159,6 +159,7 @@ impl Dialer {
             answered: false,
             sent_before_answer: 0,
             timer: Box::pin(sleep(self.config.call_timeout)),
+            slots: 0,
         })
     }
 }
@@ -386,6 +387,8 @@ pub(crate) struct Connection {
     /// Calls sent before the first Reply.
     sent_before_answer: u32,
     timer: Pin<Box<Sleep>>,
+    /// Slots of the Send queue in use.
+    slots: usize,
 }
 
 impl Connection {
@@ -499,6 +502,10 @@ impl Connection {
         if !active.exposures.is_empty() {
             return Sent::NotNow;
         }
+        // Replies may come long before the completions of the Sends that they answer.
+        if self.slots >= self.qp.limits().sends {
+            return Sent::NotNow;
+        }
         let Some(permit) = self.requester.permit() else { return Sent::NotNow };
         let call = &mut active.call;
         let size = CallSize { inline_len: call.message.len(), chunkable: call.hole };
@@ -581,9 +588,14 @@ impl Connection {
             }
         };
         let len = header + write_inline(shape.call, call, &mut buf[header..]);
-        // A refusal means that the connection is gone, which the next poll reports; the Call is outstanding and will be
-        // sent again.
-        let _ = self.qp.post(Work::Send { id: index as u64, buf, len, invalidate: None });
+        match self.qp.post(Work::Send { id: index as u64, buf, len, invalidate: None }) {
+            Ok(()) => self.slots += 1,
+            // The Call is outstanding and will be sent again, on another connection.
+            Err(refused) => {
+                debug!(peer = %dialer.to, "cutting the connection, a Call was not taken: {refused}");
+                self.qp.shutdown(Shutdown::Abort);
+            }
+        }
 
         let metrics = &dialer.metrics;
         metrics.calls.add(1);
@@ -610,7 +622,9 @@ impl Connection {
             }
             Completion::Reclaimed { stag, buf } => self.reclaimed(stag, buf, calls),
             // Sends go back to their pool. A flushed Call is found among the unanswered ones.
-            Completion::Done { .. } | Completion::Flushed { .. } => {}
+            Completion::Done { op, .. } | Completion::Flushed { op, .. } => {
+                self.slots -= usize::from(op != Op::Recv && self.slots > 0);
+            }
         }
     }
 
