@@ -20,7 +20,8 @@
 //!
 //! # Limits
 //! Calls in hand are bounded by the posted Receives, which cover the grant and little more. Memory for chunks comes from
-//! the server's pools; a Call that finds none waits in [`Stage::NeedBuffer`].
+//! the server's pools; a Call that finds none waits in [`Stage::NeedBuffer`]. A Reply waits while the Send queue has no
+//! room for it, or its completions, which give Send buffers back, are late.
 
 use std::{
     collections::VecDeque,
@@ -32,8 +33,8 @@ use std::{
 };
 
 use rpcrdma_fabric::{
-    Answer, BoxQueuePair, Completion, Listener, Lost, Op, Pool, QpLimits, Region, RemoteSegment,
-    RemoteSegments, Request, Shutdown, Stag, Start, Work,
+    Answer, BoxQueuePair, Completion, Listener, Lost, Op, Pool, QpLimits, Region, RejectReason,
+    RemoteSegment, RemoteSegments, Request, Shutdown, Stag, Start, Work,
 };
 use rpcrdma_proto::{
     rpcrdma::{
@@ -182,6 +183,8 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
         offline: Arc::default(),
         returned: Vec::new(),
         arrivals: 0,
+        slots: 0,
+        unsent: VecDeque::new(),
     };
     let mut stopped = std::pin::pin!(stop.wait_for(|stop| *stop));
     let mut stopping = false;
@@ -295,6 +298,12 @@ struct Executed {
     reply: OutgoingReply,
 }
 
+/// A Reply that waits for room in the Send queue.
+enum Unsent {
+    Reply { index: usize, reply: OutgoingReply },
+    Refusal(Refusal),
+}
+
 /// Where blocking threads put their results.
 #[derive(Default)]
 struct Offline {
@@ -321,6 +330,10 @@ struct Connection {
     returned: Vec<Executed>,
     /// Messages, and data that we asked for.
     arrivals: u64,
+    /// Slots of the Send queue in use.
+    slots: usize,
+    /// In the order in which they were ready.
+    unsent: VecDeque<Unsent>,
 }
 
 /// Marks in a work identifier what the work was for; the rest is the Call's index.
@@ -352,6 +365,7 @@ impl Connection {
                 return Poll::Ready(lost);
             }
             moved |= self.take_executed(cx);
+            moved |= self.send_unsent();
             moved |= self.feed_starved(cx);
             if !moved {
                 return Poll::Pending;
@@ -362,6 +376,11 @@ impl Connection {
     }
 
     fn complete(&mut self, completion: Completion) {
+        if let Completion::Done { op, .. } | Completion::Flushed { op, .. } = &completion
+            && *op != Op::Recv
+        {
+            self.slots = self.slots.saturating_sub(1);
+        }
         match completion {
             Completion::Received { buf, len, .. } => {
                 self.arrivals += 1;
@@ -436,13 +455,48 @@ impl Connection {
         }
     }
 
-    /// Posts RDMA Reads for a Call's chunks. `false` if there is not enough memory now.
+    fn post(&mut self, work: Work) -> Result<(), RejectReason> {
+        self.qp.post(work).map_err(|refused| refused.why)?;
+        self.slots += 1;
+        Ok(())
+    }
+
+    /// Whether the Send queue takes so many more pieces of work.
+    fn has_slots(&self, count: usize) -> bool {
+        self.slots == 0 || self.slots.saturating_add(count) <= self.qp.limits().sends
+    }
+
+    /// A Send buffer, if a Reply can leave now: there is room for it and its Write, and a Receive for the next Call.
+    fn room_to_answer(&mut self) -> Option<Region> {
+        if !self.has_slots(2) {
+            return None;
+        }
+        self.post_receives(self.responder.receives_wanted_to_answer());
+        if self.responder.promises().posted() == 0 {
+            return None;
+        }
+        self.inline.take()
+    }
+
+    /// Sends Replies that have waited for room. Whether any left.
+    fn send_unsent(&mut self) -> bool {
+        let mut any = false;
+        while !self.unsent.is_empty() {
+            let Some(buf) = self.room_to_answer() else { break };
+            match self.unsent.pop_front() {
+                Some(Unsent::Reply { index, mut reply }) => self.send_reply(index, &mut reply, buf),
+                Some(Unsent::Refusal(refusal)) => self.send_refusal(refusal, buf),
+                None => {}
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// Posts RDMA Reads for a Call's chunks. `false` if there is not enough memory, or room in the Send queue, now.
     fn pull(&mut self, index: usize) -> bool {
-        let Some(InService { held: Some(held), body: Some(body), stage, reads_left }) =
-            self.calls.get_mut(index)
-        else {
-            return true;
-        };
+        let Some(call) = self.calls.get_mut(index) else { return true };
+        let InService { held: Some(held), body: Some(body), stage, reads_left } = call else { return true };
         let reads = held.reads();
         let pools = &self.shared.pools;
         let mut sinks: SmallVec<[(u64, Region, RemoteSegments); 2]> = SmallVec::new();
@@ -451,6 +505,9 @@ impl Connection {
         for (mark, chunk) in chunks {
             let Some(sink) = pools.take(chunk.length as usize) else { return false };
             sinks.push((mark, sink, remote(&chunk.segments)));
+        }
+        if self.slots > 0 && self.slots.saturating_add(sinks.len()) > self.qp.limits().sends {
+            return false;
         }
         *stage = advance(*stage, Step::ReadsPosted);
         for (mark, sink, from) in sinks {
@@ -461,11 +518,16 @@ impl Connection {
             }
             let work = Work::Read { id: work_id(index, mark), buf: sink, at: 0, from };
             match self.qp.post(work) {
-                Ok(()) => *reads_left += 1,
+                Ok(()) => {
+                    self.slots += 1;
+                    *reads_left += 1;
+                }
                 Err(refused) => {
-                    // The client offers memory that cannot be read on this connection; it will not get better.
+                    // The client offers memory that cannot be read on this connection; it will not get better. Without
+                    // its body the Call is not executed, whatever still completes.
                     warn!(peer = %self.origin.peer, "cannot read a Call's chunks: {refused}");
                     self.qp.shutdown(Shutdown::Abort);
+                    call.body = None;
                     return true;
                 }
             }
@@ -572,7 +634,13 @@ impl Connection {
     /// The service is done with a Call.
     fn served(&mut self, index: usize, served: Served, reply: &mut OutgoingReply) {
         match served {
-            Served::Reply => self.send_reply(index, reply),
+            Served::Reply => {
+                let room = if self.unsent.is_empty() { self.room_to_answer() } else { None };
+                match room {
+                    Some(buf) => self.send_reply(index, reply, buf),
+                    None => self.unsent.push_back(Unsent::Reply { index, reply: std::mem::take(reply) }),
+                }
+            }
             Served::Silent => {
                 if let Some(held) = self.calls.get_mut(index).and_then(|c| c.held.take()) {
                     self.responder.forget(held);
@@ -589,9 +657,9 @@ impl Connection {
         reply.data = None;
     }
 
-    fn send_reply(&mut self, index: usize, reply: &mut OutgoingReply) {
+    /// Sends a Reply in `buf`, for which [`Self::room_to_answer`] has found room.
+    fn send_reply(&mut self, index: usize, reply: &mut OutgoingReply, mut buf: Region) {
         let Some(held) = self.calls.get_mut(index).and_then(|c| c.held.take()) else { return };
-        self.post_receives(self.responder.receives_wanted_to_answer());
         let hole = reply.message.hole();
         let item = hole.map(|h| h.len as u32);
         let plan = match self.responder.reply(held, reply.message.len(), item) {
@@ -604,7 +672,6 @@ impl Connection {
             }
             Err(ReplyFault::NoReceive(_)) => return self.give_up("no Receive could be posted"),
         };
-        let Some(mut buf) = self.inline.take() else { return self.give_up("out of Send buffers") };
         let Some(header) = plan.header.encode_into(&mut buf) else {
             return self.give_up("the header is too long");
         };
@@ -615,7 +682,7 @@ impl Connection {
             let Some(data) = reply.data.take() else { return self.give_up("a result has no data") };
             self.shared.metrics.bytes_out.add(hole.len as u64);
             let work = Work::Write { id: work_id(index, WRITE), buf: data, at: 0, to: remote(chunk) };
-            posted &= self.qp.post(work).is_ok();
+            posted &= self.post(work).is_ok();
         }
         // The result, if it travels with the message.
         let item = match (plan.item, hole) {
@@ -636,12 +703,12 @@ impl Connection {
             let mut region = self.shared.pools.take(total).unwrap_or_else(|| Region::alloc(total));
             assemble(message, item, &mut region);
             let work = Work::Write { id: work_id(index, WRITE), buf: region, at: 0, to: remote(chunk) };
-            posted &= self.qp.post(work).is_ok();
+            posted &= self.post(work).is_ok();
         } else {
             len += assemble(message, item, &mut buf[header..]);
         }
         let invalidate = plan.invalidate.map(Stag);
-        posted &= self.qp.post(Work::Send { id: work_id(index, SEND), buf, len, invalidate }).is_ok();
+        posted &= self.post(Work::Send { id: work_id(index, SEND), buf, len, invalidate }).is_ok();
         self.finish(index, Step::Replied);
         if posted {
             self.shared.metrics.replies.add(1);
@@ -665,15 +732,22 @@ impl Connection {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        self.post_receives(self.responder.receives_wanted_to_answer());
-        let (Ok(header), Some(mut buf)) = (self.responder.refuse(refusal), self.inline.take()) else {
-            return self.give_up("no memory for an RDMA_ERROR");
+        let room = if self.unsent.is_empty() { self.room_to_answer() } else { None };
+        match room {
+            Some(buf) => self.send_refusal(refusal, buf),
+            None => self.unsent.push_back(Unsent::Refusal(refusal)),
+        }
+    }
+
+    fn send_refusal(&mut self, refusal: Refusal, mut buf: Region) {
+        let Ok(header) = self.responder.refuse(refusal) else {
+            return self.give_up("no Receive could be posted");
         };
         let Some(len) = Header::encode_into(&header, &mut buf) else {
             return self.give_up("an RDMA_ERROR is too long");
         };
         // Its completion concerns no Call.
-        if self.qp.post(Work::Send { id: WRITE, buf, len, invalidate: None }).is_err() {
+        if self.post(Work::Send { id: WRITE, buf, len, invalidate: None }).is_err() {
             self.give_up("the Send queue is full");
         }
     }
