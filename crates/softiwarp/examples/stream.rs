@@ -277,8 +277,10 @@ fn tune(stream: &TcpStream) {
 async fn raw_stream(stream: &mut TcpStream, buf: &mut [u8]) -> Took {
     stream.write_all(&[0]).await.unwrap();
     let begin = Watch::start();
-    for _ in 0..TRANSFERS {
-        stream.write_all(buf).await.unwrap();
+    // From as many buffers as the other streams are from, so that the caches see the same.
+    for i in 0..TRANSFERS {
+        let at = (i % DEPTH) * MIB;
+        stream.write_all(&buf[at..at + MIB]).await.unwrap();
     }
     stream.read_exact(&mut buf[..64]).await.unwrap();
     begin.stop()
@@ -301,12 +303,20 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Keeps the calling thread on one processor, if there is such a one: two ends on the same one are another benchmark.
+fn stay_on(processor: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(processor);
+    let _ = rustix::thread::sched_setaffinity(None, &set);
+}
+
 /// Starts a passive end on a thread of its own.
 fn on_thread<F: Future<Output = ()>>(
     listen: impl FnOnce() -> (SocketAddr, F) + Send + 'static,
 ) -> SocketAddr {
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
+        stay_on(1);
         let runtime = runtime();
         let _inside = runtime.enter();
         let (addr, serve) = listen();
@@ -325,10 +335,11 @@ fn main() {
         let listener = TcpListener::from_std(listener).unwrap();
         (listener.local_addr().unwrap(), raw_serve(listener))
     });
+    stay_on(0);
     runtime().block_on(async move {
         let mut raw = TcpStream::connect(raw_addr).await.unwrap();
         tune(&raw);
-        let mut buf = vec![3; MIB];
+        let mut buf = vec![3; DEPTH * MIB];
         for crc in [false, true] {
             let mut config = Config::default();
             config.crc = crc;
