@@ -620,6 +620,86 @@ fn ready_to_receive_frames() {
     }
 }
 
+/// Gives `bytes` to the engine as a full socket would; counts the reads, and the bytes that went straight to the memory
+/// they are meant for.
+fn flood(engine: &mut Engine, mut bytes: &[u8], done: &mut Vec<Completion>) -> (usize, usize) {
+    let (mut reads, mut direct) = (0, 0);
+    while !bytes.is_empty() {
+        let mut given = 0;
+        for (i, mut place) in engine.input().into_iter().enumerate() {
+            let n = place.len().min(bytes.len());
+            place[..n].copy_from_slice(&bytes[..n]);
+            bytes = &bytes[n..];
+            given += n;
+            direct += if i == 0 { n } else { 0 };
+        }
+        engine.received(given, done);
+        reads += 1;
+    }
+    assert!(engine.failure().is_none(), "{:?}", engine.failure());
+    (reads, direct)
+}
+
+#[test]
+fn bulk_is_not_copied() {
+    const LEN: usize = 1 << 20;
+    let mut sender = engine(Role::Active, true, 64_768, &[]);
+    let mut receiver = engine(Role::Passive, true, 64_768, &[64]);
+    let e = receiver.expose(Region::alloc(LEN), LEN as u32, Access::RemoteWrite).unwrap();
+    let mut done = Vec::new();
+    for round in 0..3 {
+        let to = [RemoteSegment { stag: e.stag, offset: e.offset, len: LEN as u32 }].into_iter().collect();
+        sender.post(Work::Write { id: 1, buf: bytes_of(LEN, round), at: 0, to }).unwrap();
+        let stream = take_all(&mut sender, &mut done);
+        let (reads, direct) = flood(&mut receiver, &stream, &mut done);
+        // Only what came with the header of the first FPDU was copied.
+        let copied = LEN - direct;
+        assert!(copied <= if round == 0 { 4096 } else { 256 }, "{copied} bytes copied");
+        assert!(reads <= 20, "{reads} reads");
+    }
+}
+
+#[test]
+fn small_messages_come_in_batches() {
+    const COUNT: usize = 1000;
+    let mut sender = engine(Role::Active, true, 64_768, &[]);
+    let mut receiver = engine(Role::Passive, true, 64_768, &[200; COUNT]);
+    let mut done = Vec::new();
+    for _ in 0..COUNT {
+        sender.post(Work::Send { id: 1, buf: Region::alloc(100), len: 100, invalidate: None }).unwrap();
+    }
+    let stream = take_all(&mut sender, &mut done);
+    done.clear();
+    let (reads, _) = flood(&mut receiver, &stream, &mut done);
+    assert_eq!(done.len(), COUNT);
+    assert!(reads <= 8, "{reads} reads");
+}
+
+#[test]
+fn what_is_posted_together_leaves_together() {
+    let mut sender = engine(Role::Active, true, 64_768, &[]);
+    let segment = RemoteSegment { stag: Stag(99), offset: 0, len: 100_000 };
+    for _ in 0..4 {
+        let (buf, to) = (Region::alloc(100_000), [segment].into_iter().collect());
+        sender.post(Work::Write { id: 1, buf, at: 0, to }).unwrap();
+        sender.post(Work::Send { id: 2, buf: Region::alloc(200), len: 200, invalidate: None }).unwrap();
+    }
+    let mut done = Vec::new();
+    let all = take(&mut sender, usize::MAX, Instant::now(), &mut done);
+    assert_eq!((done.len(), all.len() > 400_000), (8, true), "one vectored write for all of it");
+    assert!(take_all(&mut sender, &mut done).is_empty());
+}
+
+#[test]
+fn without_checksums_the_trailer_is_zero() {
+    let mut sender = engine(Role::Active, false, 4096, &[]);
+    sender.post(Work::Send { id: 1, buf: Region::from(&[0xff; 9][..]), len: 9, invalidate: None }).unwrap();
+    let bytes = take_all(&mut sender, &mut Vec::new());
+    // 2 + 18 + 9 bytes, three of padding, four of trailer.
+    assert_eq!(bytes.len(), 36);
+    assert_eq!(bytes[29..], [0; 7]);
+}
+
 /// A piece of work in a random test.
 #[derive(Clone, Debug)]
 enum Job {

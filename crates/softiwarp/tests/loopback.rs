@@ -375,6 +375,15 @@ async fn a_graceful_end_lets_everything_out() {
 }
 
 #[tokio::test]
+async fn a_passive_side_that_was_never_spoken_to_can_end() {
+    let mut pair = pair(Config::default()).await;
+    pair.passive.qp.post(send(1, b"may not be sent")).unwrap();
+    pair.passive.qp.shutdown(Shutdown::Graceful);
+    assert_eq!(pair.until_lost().await, (Lost::PeerClosed, Lost::Closed));
+    assert_eq!(flushed(&pair.passive, Op::Send), 1);
+}
+
+#[tokio::test]
 async fn an_abort_flushes_and_the_peer_sees_a_broken_connection() {
     let mut pair = pair(Config::default()).await;
     pair.active.qp.post(send(1, b"never sent")).unwrap();

@@ -261,10 +261,11 @@ impl Engine {
         done.extend(self.reclaimed.drain(..).map(|(stag, buf)| Completion::Reclaimed { stag, buf }));
     }
 
-    /// Whether everything that was posted has been handed to the transport.
+    /// Whether everything that was posted has been handed to the transport, or must not be: the passive side may not
+    /// send before it has heard from its peer.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.tx.is_idle()
+        self.tx.is_held() || self.tx.is_idle()
     }
 
     /// When [`Self::handle_timeout`] wants to be called.

@@ -180,6 +180,10 @@ impl Tx {
         self.held = false;
     }
 
+    pub(super) fn is_held(&self) -> bool {
+        self.held
+    }
+
     pub(super) fn push_control(&mut self, control: Control) {
         self.control.push_back(control);
     }

@@ -8,6 +8,9 @@
 //!
 //! # When it breaks
 //! When a write fails, reading goes on to the end: the peer may have said why, in a Terminate that is already here.
+//!
+//! # Limits
+//! A graceful end takes as long as the peer takes to read what is on the way; whoever cannot wait aborts.
 
 use std::{
     future::Future,
@@ -255,7 +258,10 @@ impl TcpQueuePair {
 
     /// The connection is over: closes the socket and hands out all memory.
     fn finish(&mut self, lost: Lost, done: &mut Vec<Completion>) {
-        if let Some(stream) = self.stream.take() {
+        // Over a broken connection there is nothing more to say.
+        if let Some(stream) = self.stream.take()
+            && !matches!(lost, Lost::Io(_))
+        {
             let last_words = if self.write_error.is_none() { self.engine.last_words() } else { Vec::new() };
             linger(&self.runtime, stream, last_words);
         }
