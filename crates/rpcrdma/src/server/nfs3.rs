@@ -322,15 +322,14 @@ fn read(
 fn readlink(place: &Place<'_>, symlink: &Handle, pools: &Pools, w: &mut Writer, data: &mut Option<Region>) {
     let mut target = Vec::new();
     let Looked { result, attrs } = place.export.readlink(&place.caller, symlink, &mut target);
-    // The target may be a chunk, which only a region can become; without one it travels in the message.
-    let apart = match result {
-        Ok(()) if !target.is_empty() => pools.take(target.len()).and_then(|mut region| {
-            region.get_mut(..target.len())?.copy_from_slice(&target);
-            Some(region)
-        }),
-        _ => None,
-    };
-    let bytes = if apart.is_some() { Data::Apart(target.len() as u32) } else { Data::Here(&target) };
+    // Where the client has room for it as a chunk it must be one, so there has to be a region; it is small, and there are
+    // no more of them than Calls in hand.
+    let apart = (result.is_ok() && !target.is_empty()).then(|| {
+        let mut region = pools.take(target.len()).unwrap_or_else(|| Region::alloc(target.len()));
+        region[..target.len()].copy_from_slice(&target);
+        region
+    });
+    let bytes = if apart.is_some() { Data::Apart(target.len() as u32) } else { Data::Here(&[]) };
     put(w, result.map(|()| ReadLinkOk { attributes: attrs, target: bytes }), attrs);
     *data = apart;
 }
