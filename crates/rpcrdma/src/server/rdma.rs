@@ -33,7 +33,7 @@ use std::{
 };
 
 use rpcrdma_fabric::{
-    Answer, BoxQueuePair, Completion, Listener, Lost, Op, Pool, QpLimits, Region, RejectReason,
+    Answer, BoxQueuePair, Completion, ConnectError, Listener, Lost, Op, Pool, QpLimits, Region, RejectReason,
     RemoteSegment, RemoteSegments, Request, Shutdown, Stag, Start, Work,
 };
 use rpcrdma_proto::{
@@ -141,23 +141,22 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
     // Receives for the grant and to spare, Calls in hand, and Replies on their way out.
     let inline = Pool::new(config.inline as usize, config.grant as usize * 3 + 16);
     let mut responder_parts = None;
-    let accepted = request
-        .accept(Box::new(|private_data| {
-            let theirs = PrivateData::parse(private_data).unwrap_or_default();
-            let thresholds = Thresholds::agree(theirs, ours);
-            let invalidate = config.remote_invalidation && theirs.remote_invalidation();
-            let mut responder = Responder::new(config.grant, thresholds.reply, invalidate, config.limits);
-            let recvs: Vec<Region> = (0..responder.receives_wanted()).map_while(|_| inline.take()).collect();
-            recvs.iter().for_each(|_| responder.receive_posted());
-            responder_parts = Some(responder);
-            let limits = QpLimits {
-                recvs: config.grant as usize + 16,
-                sends: (config.grant as usize + 16) * 4,
-                ..QpLimits::default()
-            };
-            Answer::Accept(Start { private_data: ours.encode().to_vec(), recvs, limits })
-        }))
-        .await;
+    let accepting = request.accept(Box::new(|private_data| {
+        let theirs = PrivateData::parse(private_data).unwrap_or_default();
+        let thresholds = Thresholds::agree(theirs, ours);
+        let invalidate = config.remote_invalidation && theirs.remote_invalidation();
+        let mut responder = Responder::new(config.grant, thresholds.reply, invalidate, config.limits);
+        let recvs: Vec<Region> = (0..responder.receives_wanted()).map_while(|_| inline.take()).collect();
+        recvs.iter().for_each(|_| responder.receive_posted());
+        responder_parts = Some(responder);
+        let limits = QpLimits {
+            recvs: config.grant as usize + 16,
+            sends: (config.grant as usize + 16) * 4,
+            ..QpLimits::default()
+        };
+        Answer::Accept(Start { private_data: ours.encode().to_vec(), recvs, limits })
+    }));
+    let accepted = timeout(SETUP, accepting).await.unwrap_or(Err(ConnectError::TimedOut));
     let (qp, responder) = match (accepted, responder_parts) {
         (Ok(qp), Some(responder)) => (qp, responder),
         (Err(e), _) => {
@@ -346,6 +345,8 @@ fn work_id(index: usize, mark: u64) -> u64 {
     (index as u64) << 16 | mark
 }
 
+/// How long a client may take to complete the set-up of its connection.
+const SETUP: Duration = Duration::from_secs(10);
 /// Turns without a break before others on this thread get theirs.
 const TURNS: usize = 32;
 /// How long a Call without memory waits before it looks again.
