@@ -396,6 +396,7 @@ impl World {
             .extend(exposed.into_iter().map(|(stag, m)| Completion::Reclaimed { stag, buf: m.region }));
         end.flushed = true;
         end.wake();
+        self.wake_waiting(conn);
         for stag in stags {
             self.tell(conn, side, EventKind::Reclaimed { stag, how: Reclaim::Flush });
         }
