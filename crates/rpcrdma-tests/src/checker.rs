@@ -1,0 +1,313 @@
+//! Watches a simulated fabric and knows the rules.
+//!
+//! It reads the bytes of every message itself and keeps its own accounts, so that it finds what the accounts of client
+//! and server have wrong. What it checks, after every event:
+//!
+//! * Calls outstanding are within the smaller of what was asked for and granted, and at most one before the first Reply
+//!   of a connection (RFC 8166 section 3.3.3).
+//! * A Receive is posted at the client for every Call whose Reply has not arrived (section 3.3.1).
+//! * Receives posted at the server and Calls in its hands cover the largest grant that it has sent.
+//! * An XID is used once on a connection, and stands for the same RPC message on every other (section 4.5).
+//! * Every Call that the server answers is one that it holds: it is answered once.
+//! * No message finds itself without a Receive, and no memory is touched that is not exposed.
+//! * The memory that a Call names is exposed when the Call leaves, for its bytes.
+//! * No connection is lost unless something broke.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    net::IpAddr,
+};
+
+use rpcrdma::{
+    fabric::{
+        Completion, Lost, Shutdown, Stag,
+        sim::{ConnId, Event, EventKind, Side, View, What},
+    },
+    proto::rpcrdma::{Body, Header, Limits, ReadChunk, Segment, Xid},
+};
+
+/// What is known of one connection.
+#[derive(Debug, Default)]
+pub struct Account {
+    /// What the last Call asked for.
+    pub requested: u32,
+    /// The latest grant that the client was given.
+    pub granted: Option<u32>,
+    /// Calls sent whose Reply the client was not given.
+    pub outstanding: BTreeSet<Xid>,
+    /// Those of them whose Reply has not even arrived.
+    pub awaited: BTreeSet<Xid>,
+    /// Every XID sent.
+    sent: BTreeSet<Xid>,
+    /// The largest grant that the server has sent.
+    pub promised: u32,
+    /// Calls that arrived at the server and are not answered.
+    pub held: BTreeSet<Xid>,
+    /// Something broke it.
+    faulted: bool,
+    /// It is closed in good order.
+    closed: bool,
+    /// Receives posted at the client and at the server.
+    pub posted: [usize; 2],
+    /// Regions exposed by the client.
+    pub exposed: usize,
+}
+
+/// Which rules hold. All of them do between our own client and server; an odd peer breaks some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The client is ours.
+    pub client: bool,
+    /// The server is ours.
+    pub server: bool,
+    /// Connections are lost only where something broke.
+    pub no_loss: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { client: true, server: true, no_loss: true }
+    }
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Checker {
+    rules: Rules,
+    conns: BTreeMap<ConnId, Account>,
+    /// What every XID of a client stands for.
+    messages: BTreeMap<(IpAddr, Xid), u64>,
+    /// A device has been away: its connections are lost for a reason.
+    removed: bool,
+    broken: Vec<String>,
+    /// Calls sent, and how many of them again.
+    pub calls: (u64, u64),
+}
+
+impl Checker {
+    /// A checker of these rules.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
+    /// The first rule that was broken, if any was.
+    #[must_use]
+    pub fn verdict(&self) -> Option<&str> {
+        self.broken.first().map(String::as_str)
+    }
+
+    /// Notes a broken rule.
+    pub fn fail(&mut self, what: String) {
+        self.broken.push(what);
+    }
+
+    /// What is known of a connection.
+    #[must_use]
+    pub fn account(&self, conn: ConnId) -> Option<&Account> {
+        self.conns.get(&conn)
+    }
+
+    /// Regions that a client has exposed, on all of its connections.
+    #[must_use]
+    pub fn exposed(&self) -> usize {
+        self.conns.values().map(|a| a.exposed).sum()
+    }
+
+    /// Takes an event in.
+    pub fn see(&mut self, event: &Event<'_>) {
+        let conn = event.conn;
+        let account = self.conns.entry(conn).or_default();
+        account.posted[event.side as usize] = event.view.posted();
+        if event.side == Side::Active {
+            account.exposed = event.view.exposed();
+        }
+        match &event.kind {
+            EventKind::Connect { .. } => account.promised = 1,
+            EventKind::Fault(fault) => match fault.what {
+                What::Registration => {}
+                What::Remove { .. } => self.removed = true,
+                _ => account.faulted = true,
+            },
+            EventKind::Shutdown(Shutdown::Graceful) => account.closed = true,
+            EventKind::Lost(lost) => self.lost(conn, lost),
+            EventKind::NoRecv if self.rules.client && self.rules.server => self.fail(format!(
+                "connection {conn}: a message reached the {:?} side without a Receive (RFC 8166 section 3.3.1)",
+                event.side
+            )),
+            EventKind::Violation(what) if self.rules.client && self.rules.server => {
+                self.fail(format!("connection {conn}: {what}, at the {:?} side", event.side));
+            }
+            EventKind::SendPosted { bytes, .. } => match event.side {
+                Side::Active if self.rules.client => self.call_posted(conn, bytes, event),
+                Side::Passive if self.rules.server => self.reply_posted(conn, bytes),
+                _ => {}
+            },
+            EventKind::Arrived { bytes } => self.arrived(conn, event.side, bytes),
+            EventKind::Handed(Completion::Received { buf, len, .. }) if event.side == Side::Active => {
+                self.reply_handed(conn, buf.get(..*len).unwrap_or_default());
+            }
+            EventKind::Dropped if event.side == Side::Active => account.exposed = 0,
+            _ => {}
+        }
+        if event.view.is_open() {
+            self.covered(conn, event.side, event.view);
+        }
+    }
+
+    fn lost(&mut self, conn: ConnId, lost: &Lost) {
+        let Some(account) = self.conns.get(&conn) else { return };
+        if self.rules.no_loss && !account.faulted && !account.closed && !self.removed {
+            self.fail(format!("connection {conn} was lost although nothing broke: {lost}"));
+        }
+    }
+
+    fn covered(&mut self, conn: ConnId, side: Side, view: View<'_>) {
+        let Some(account) = self.conns.get(&conn) else { return };
+        let posted = view.posted();
+        match side {
+            Side::Active if self.rules.client && self.rules.server && posted < account.awaited.len() => {
+                let awaited = account.awaited.len();
+                self.fail(format!(
+                    "connection {conn}: {awaited} Replies are awaited and {posted} Receives are posted \
+                     (RFC 8166 section 3.3.1)"
+                ));
+            }
+            Side::Passive if self.rules.server && self.rules.client => {
+                let Account { promised, held, .. } = account;
+                if (posted + held.len()) < *promised as usize {
+                    let why = format!(
+                        "connection {conn}: {promised} credits were granted, {posted} Receives are posted and {} \
+                         Calls in hand (RFC 8166 section 3.3.1)",
+                        held.len()
+                    );
+                    self.fail(why);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn call_posted(&mut self, conn: ConnId, bytes: &[u8], event: &Event<'_>) {
+        let (header, payload) = match Header::open(bytes, &Limits::default()) {
+            Ok(parsed) => parsed,
+            Err(e) => return self.fail(format!("connection {conn}: the client sent {e}")),
+        };
+        let xid = header.xid;
+        let message = match unreduced(&header, payload, event.view) {
+            Ok(message) => message,
+            Err(why) => return self.fail(format!("connection {conn}: Call {xid}: {why}")),
+        };
+        let Some(account) = self.conns.get_mut(&conn) else { return };
+        let again = !account.sent.insert(xid);
+        account.requested = header.credit.0;
+        account.outstanding.insert(xid);
+        account.awaited.insert(xid);
+        let outstanding = account.outstanding.len();
+        let window = account.granted.map_or(1, |g| g.clamp(1, account.requested.max(1))) as usize;
+        let granted = account.granted;
+        let requested = account.requested;
+        if again {
+            self.fail(format!(
+                "connection {conn}: XID {xid} was sent twice on a connection that lives (RFC 8166 section 4.5)"
+            ));
+        }
+        if outstanding > window {
+            self.fail(match granted {
+                None => format!(
+                    "connection {conn}: {outstanding} Calls before the first Reply (RFC 8166 section 3.3.3)"
+                ),
+                Some(granted) => format!(
+                    "connection {conn}: {outstanding} Calls where {granted} were granted and {requested} asked for \
+                     (RFC 8166 section 3.3.1)"
+                ),
+            });
+        }
+        let mut hasher = DefaultHasher::new();
+        message.hash(&mut hasher);
+        let hash = hasher.finish();
+        self.calls.0 += 1;
+        match self.messages.insert((event.addr.ip(), xid), hash) {
+            Some(before) if before != hash => {
+                self.fail(format!("XID {xid} was sent again with another message (RFC 8166 section 4.5)"));
+            }
+            Some(_) => self.calls.1 += 1,
+            None => {}
+        }
+    }
+
+    fn reply_posted(&mut self, conn: ConnId, bytes: &[u8]) {
+        let Ok((header, _)) = Header::decode(bytes, &Limits::REPLY) else {
+            return self.fail(format!("connection {conn}: the server sent bytes that are no header"));
+        };
+        let Some(account) = self.conns.get_mut(&conn) else { return };
+        account.promised = account.promised.max(header.credit.0);
+        let held = account.held.remove(&header.xid);
+        if header.credit.0 == 0 {
+            self.fail(format!("connection {conn}: a grant of 0 (RFC 8166 section 3.3.1)"));
+        }
+        if !held && self.rules.client {
+            self.fail(format!("connection {conn}: a Reply to XID {}, which is not in hand", header.xid));
+        }
+    }
+
+    fn arrived(&mut self, conn: ConnId, side: Side, bytes: &[u8]) {
+        let Ok((header, _)) = Header::decode(bytes, &Limits::REPLY) else { return };
+        let Some(account) = self.conns.get_mut(&conn) else { return };
+        match side {
+            Side::Active => account.awaited.remove(&header.xid),
+            Side::Passive => account.held.insert(header.xid),
+        };
+    }
+
+    fn reply_handed(&mut self, conn: ConnId, bytes: &[u8]) {
+        let Ok((header, _)) = Header::decode(bytes, &Limits::REPLY) else { return };
+        let Some(account) = self.conns.get_mut(&conn) else { return };
+        if account.outstanding.remove(&header.xid) {
+            account.granted = Some(header.credit.0);
+        }
+    }
+
+    /// After everything has ended: what must not be left.
+    pub fn end(&mut self) {
+        let left: usize = self.conns.values().map(|a| a.exposed).sum();
+        if left > 0 {
+            self.fail(format!("{left} regions are exposed after all Calls have ended"));
+        }
+    }
+}
+
+/// The RPC message of a Call with everything that was moved out of it put back.
+fn unreduced(header: &Header, payload: &[u8], view: View<'_>) -> Result<Vec<u8>, String> {
+    let Some(lists) = header.body.lists() else { return Err("an RDMA_ERROR as a Call".to_owned()) };
+    let fetch = |s: &Segment| {
+        view.bytes(Stag(s.handle), s.offset, s.length as usize)
+            .ok_or_else(|| format!("memory {:#x} is named but not exposed", s.handle))
+    };
+    let whole = |chunk: &ReadChunk| -> Result<Vec<u8>, String> {
+        let parts: Result<Vec<&[u8]>, String> = chunk.segments.iter().map(fetch).collect();
+        Ok(parts?.concat())
+    };
+    for chunk in lists.write.iter().chain(&lists.reply) {
+        for segment in chunk {
+            fetch(segment)?;
+        }
+    }
+    let chunks = header.read_chunks().map_err(|e| e.to_string())?;
+    let reduced = match (&header.body, &chunks.call) {
+        (Body::Nomsg(_), Some(call)) => whole(call)?,
+        _ => payload.to_vec(),
+    };
+    let mut message = reduced;
+    for item in &chunks.items {
+        let mut data = whole(item)?;
+        data.resize(data.len().next_multiple_of(4), 0);
+        let at = item.position as usize;
+        if at > message.len() {
+            return Err(format!("a Read chunk at {at} of a message of {} bytes", message.len()));
+        }
+        message.splice(at..at, data);
+    }
+    Ok(message)
+}
