@@ -212,6 +212,31 @@ fn every_source_file_says_what_it_is() {
 }
 
 #[test]
+fn the_compliance_table_names_what_exists() {
+    let table = fs::read_to_string(root().join("docs/compliance.md")).expect("the compliance table");
+    let sources = sources();
+    let mut names = 0;
+    // Every second piece stands between backticks.
+    for name in table.split('`').skip(1).step_by(2) {
+        let is_word = |w: &str| w.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        let exists = if name.ends_with(".rs") {
+            sources.iter().any(|(path, _)| path.ends_with(&format!("/{name}")))
+        } else if is_word(name) {
+            let function = format!("fn {name}(");
+            let target = root().join("fuzz/fuzz_targets").join(name).with_extension("rs");
+            target.exists() || sources.iter().any(|(_, text)| text.contains(&function))
+        } else if let Some((_, member)) = name.rsplit_once("::") {
+            sources.iter().any(|(_, text)| words(text).any(|w| w == member))
+        } else {
+            continue;
+        };
+        assert!(exists, "docs/compliance.md speaks of `{name}`, which does not exist");
+        names += 1;
+    }
+    assert!(names > 50, "only {names} names were found in the table");
+}
+
+#[test]
 fn blanking_out_hides_literals_and_comments_only() {
     let text = r###"
         // unsafe in a comment, "and a quote
