@@ -5,11 +5,14 @@
 //! asked for the whole path first, which any server grants if it is a directory that may be mounted; if not, for the
 //! directory above, and so on up, and the rest is looked up name by name.
 
-use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{
+    Args, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use rpcrdma::{
-    client::{Identity, Mount, MountConfig, Target, Transport},
+    client::{Identity, Mount, MountConfig, ParseTargetError, Target, Transport},
     error::Error,
     fabric::{Connector, FaultPlan, InjectConnector},
     iwarp,
@@ -129,17 +132,19 @@ pub(crate) enum Location {
     Url(Target),
 }
 
-impl FromStr for Location {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with("nfs://") {
-            return text.parse().map(Self::Url).map_err(|e: rpcrdma::client::ParseTargetError| e.to_string());
-        }
-        if text.is_empty() {
-            return Err("a path has at least one character".to_owned());
-        }
-        Ok(Self::Local(text.into()))
+impl Location {
+    /// Reads it from an argument, which need not be UTF-8 if it is a path.
+    pub(crate) fn parser() -> impl TypedValueParser<Value = Self> {
+        OsStringValueParser::new().try_map(|text| {
+            if !text.as_encoded_bytes().starts_with(b"nfs://") {
+                let empty = "a path has at least one character".to_owned();
+                return if text.is_empty() { Err(empty) } else { Ok(Self::Local(text.into())) };
+            }
+            let text = text
+                .to_str()
+                .ok_or_else(|| "bytes of a URL that are not UTF-8 are written as %xx".to_owned())?;
+            text.parse().map(Self::Url).map_err(|e: ParseTargetError| e.to_string())
+        })
     }
 }
 

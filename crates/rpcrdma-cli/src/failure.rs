@@ -2,7 +2,7 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use rpcrdma::error::Error;
+use rpcrdma::{client::CallError, error::Error};
 
 /// Exit statuses.
 pub(crate) const EXIT_FAILURE: u8 = 1;
@@ -71,7 +71,11 @@ pub(crate) struct Reason {
 
 impl From<Error> for Reason {
     fn from(error: Error) -> Self {
-        let fatal = matches!(error, Error::Call(_) | Error::Connect { .. } | Error::Tcp { .. });
+        let fatal = match &error {
+            Error::Call(call) => matches!(call, CallError::TimedOut { .. } | CallError::Closed),
+            Error::Connect { .. } | Error::Tcp { .. } | Error::Resolve { .. } => true,
+            _ => false,
+        };
         let server = match &error {
             Error::Nfs { status, .. } => {
                 Some(status.name().map_or_else(|| format!("NFS status {}", status.0), str::to_owned))

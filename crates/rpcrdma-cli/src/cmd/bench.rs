@@ -43,7 +43,7 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  rpcrdma bench                              everything, with and without CRC: about a minute
+  rpcrdma bench                   everything, with and without CRC: a minute
   rpcrdma bench --only read,write --crc off --seconds 2
   rpcrdma bench --url nfs://server/srv/scratch")]
 pub(crate) struct Bench {
@@ -288,8 +288,8 @@ impl Bench {
                 if compare { "beside raw TCP on the loopback address".to_owned() } else { url.to_string() };
             out.line(format!("{}, {what}; medians of {} pairs", bed.mount.transport(), self.pairs))?;
             out.line(format!(
-                "{:<11} {:>5} {:>12} {:>12} {:>7} {:>8} {:>8} {:>8} {:>9}",
-                "", "depth", "raw", "NFS", "of raw", "raw p50", "p50", "p99", "CPU-s/GiB"
+                "{:<11} {:>5} {:>11} {:>11} {:>6} {:>8} {:>8} {:>8}",
+                "", "depth", "raw", "NFS", "of raw", "raw p50", "p50", "p99"
             ))?;
             out.flush()?;
         }
@@ -467,7 +467,7 @@ impl Row {
         let time = |ns: u64| units::time(Duration::from_nanos(ns));
         let dash = || "-".to_owned();
         out.line(format!(
-            "{:<11} {:>5} {:>12} {:>12} {:>7} {:>8} {:>8} {:>8} {:>9}",
+            "{:<11} {:>5} {:>11} {:>11} {:>6} {:>8} {:>8} {:>8}",
             self.name,
             self.depth,
             self.raw_rate.map_or_else(dash, rate),
@@ -476,8 +476,11 @@ impl Row {
             self.raw_p50_ns.map_or_else(dash, time),
             time(self.latency.p50_ns),
             time(self.latency.p99_ns),
-            self.cpu_s_per_gib.map_or_else(dash, |c| format!("{c:.2}")),
-        ))
+        ))?;
+        if let (Some(ours), Some(raw)) = (self.cpu_s_per_gib, self.raw_cpu_s_per_gib) {
+            out.line(format!("{:<11} {ours:.2} s of processor time per GiB, raw {raw:.2} s", ""))?;
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     out, units,
 };
 
-/// Copy files and trees from a server, to a server, or between servers
+/// Copy files and trees from, to and between servers
 ///
 /// Many files, and many chunks of a large file, are in flight at one time. Modes and times are kept. A file appears
 /// under its name only when it is whole.
@@ -24,14 +24,14 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  rpcrdma cp nfs://server/srv/data/file .              one file, to here
-  rpcrdma cp -r nfs://server/srv/data/src copy         a tree
-  rpcrdma cp -r photos music nfs://server/srv/data     trees, to a server
-  rpcrdma cp -r --tcp nfs://server/srv/data/src copy2  the same over plain NFS, to compare")]
+  rpcrdma cp nfs://server/srv/data/file .             one file, to here
+  rpcrdma cp -r nfs://server/srv/data/src copy        a tree
+  rpcrdma cp -r photos music nfs://server/srv/data    trees, to a server
+  rpcrdma cp -r --tcp nfs://server/srv/data/src copy  over plain NFS")]
 pub(crate) struct Cp {
     /// Sources and destination: nfs://HOST[:PORT]/PATH or local paths; if the destination is a directory, copies go
     /// into it
-    #[arg(required = true, value_name = "SOURCE... DESTINATION")]
+    #[arg(required = true, value_name = "SOURCE... DESTINATION", value_parser = Location::parser())]
     paths: Vec<Location>,
 
     /// Directories and all in them; symlinks as symlinks
@@ -166,12 +166,16 @@ impl Cp {
         }
         let source = (dir, from.shown.clone());
         let fail = |e| Failure::of(&to.shown, e);
-        let target = match (&to.dir, &to.parent, to.found) {
+        let (target, fresh) = match (&to.dir, &to.parent, to.found) {
             // Into the directory, under the source's name; a source without a name, such as `.`, has only contents.
-            (Some(dir), ..) if from.name.is_empty() => (dir.clone(), to.shown.clone()),
-            (Some(dir), ..) => (dir.make_dir(&from.name).await.map_err(fail)?.0, join(&to.shown, &from.name)),
+            (Some(dir), ..) if from.name.is_empty() => ((dir.clone(), to.shown.clone()), false),
+            (Some(dir), ..) => {
+                let (dir, fresh) = dir.make_dir(&from.name).await.map_err(fail)?;
+                ((dir, join(&to.shown, &from.name)), fresh)
+            }
             (None, Some((parent, name)), None) => {
-                (parent.make_dir(name).await.map_err(fail)?.0, to.shown.clone())
+                let (dir, fresh) = parent.make_dir(name).await.map_err(fail)?;
+                ((dir, to.shown.clone()), fresh)
             }
             _ => {
                 return Err(Failure::of(
@@ -180,8 +184,8 @@ impl Cp {
                 ));
             }
         };
-        inside(&source, &target).await?;
-        job.copy_contents(source, target).await
+        inside(&source, &target)?;
+        job.copy_contents(source, target, fresh).await
     }
 
     async fn one_file(
@@ -262,7 +266,7 @@ async fn follow(from: &Place) -> Result<(Dir, Vec<u8>, crate::fs::Object), Failu
 }
 
 /// Refuses to copy a directory onto itself; copying it into itself would not end.
-async fn inside(from: &(Dir, String), to: &(Dir, String)) -> Result<(), Failure> {
+fn inside(from: &(Dir, String), to: &(Dir, String)) -> Result<(), Failure> {
     let same_end = match (&from.0, &to.0) {
         (Dir::Nfs(a), Dir::Nfs(b)) => a.handle() == b.handle(),
         _ => false,

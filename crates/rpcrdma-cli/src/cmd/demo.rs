@@ -31,7 +31,7 @@ use crate::{
     units,
 };
 
-/// See it work: serve a tree, copy it while the connection is cut again and again, compare every byte
+/// See it work: copy a tree while the connection is cut
 ///
 /// A server and a client in this process talk RPC-over-RDMA over software iWARP on the loopback address. Both ends cut
 /// connections at random while the client copies the tree with 64 calls in flight. Then source and copy are compared:
@@ -41,8 +41,8 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  rpcrdma demo                       the source tree of this project, or the current directory
-  rpcrdma demo --cuts 200 /usr/lib   a larger tree, and more cuts
+  rpcrdma demo                      this project, or the current directory
+  rpcrdma demo --cuts 200 /usr/lib  a larger tree, and more cuts
   rpcrdma demo --inject disconnect=1/20,seed=3 .")]
 pub(crate) struct Demo {
     /// The tree to copy [default: the workspace that cargo runs this in, without target and .git, or else the current
@@ -277,7 +277,7 @@ impl Demo {
             out::set_bar(Some(bar.clone()));
             Bar::start(&job, bar)
         });
-        job.copy_contents((from, String::new()), (Dir::Local(to), copy.display().to_string())).await?;
+        job.copy_contents((from, String::new()), (Dir::Local(to), copy.display().to_string()), true).await?;
         out::set_bar(None);
         drop(bar);
         Ok(job)

@@ -35,27 +35,26 @@ use crate::{
 #[command(
     name = "rpcrdma",
     version,
-    propagate_version = true,
     max_term_width = 100,
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  rpcrdma demo                                  see it work, with the connection cut again and again
-  rpcrdma serve /srv/data                       serve a directory
-  rpcrdma cp -r nfs://server/srv/data copy      copy it from another machine
-  rpcrdma ls -l nfs://server/srv/data           look at it
-  rpcrdma ping nfs://server                     is it there, and how fast does it answer
+  rpcrdma demo                              see it work while it is cut
+  rpcrdma serve /srv/data                   serve a directory
+  rpcrdma cp -r nfs://server/srv/data copy  copy it, from another machine
+  rpcrdma ls -l nfs://server/srv/data       look at it
+  rpcrdma ping nfs://server                 see how fast it answers
 
 Exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."
 )]
 pub(crate) struct Cli {
-    /// Say more: -v what happens to connections, -vv every decision, -vvv everything
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    /// Say more: -v about connections, -vv about decisions, -vvv about everything
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     verbose: u8,
 
     /// Print nothing but errors
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 901)]
     quiet: bool,
 
     #[command(subcommand)]

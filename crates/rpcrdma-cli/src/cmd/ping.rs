@@ -21,12 +21,14 @@ use crate::{
     units,
 };
 
-/// Measure how fast a server answers: NULL round trips and a histogram of their times
+/// Measure how fast a server answers
+///
+/// Makes NULL round trips and shows a histogram of their times. No export is needed.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  rpcrdma ping nfs://server                       ten round trips, one a second
-  rpcrdma ping -c 100000 -i 0 nfs://server        one after the other, as fast as it goes
+  rpcrdma ping nfs://server                       ten, one a second
+  rpcrdma ping -c 100000 -i 0 nfs://server        as fast as it goes
   rpcrdma ping -c 100000 -i 0 -d 64 nfs://server  with 64 in flight")]
 pub(crate) struct Ping {
     /// The server, as nfs://HOST[:PORT]; a path is not needed

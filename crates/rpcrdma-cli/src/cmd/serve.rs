@@ -25,7 +25,7 @@ use rpcrdma::{
 use serde::Serialize;
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 use crate::{
@@ -48,8 +48,8 @@ use crate::{
 Examples:
   rpcrdma serve /srv/data
   rpcrdma serve --read-only --allow 192.168.0.0/16 /srv/data
-  rpcrdma serve --export /music=/home/me/Music --export /photos=/home/me/Photos
-  rpcrdma serve --listen 127.0.0.1:0 --tcp none .     any free port, RDMA only")]
+  rpcrdma serve --export /music=/home/me/Music --export /pictures=/home/me/Pics
+  rpcrdma serve --listen 127.0.0.1:0 --tcp none .   any free port, RDMA only")]
 pub(crate) struct Serve {
     /// Directory to serve under its absolute path
     #[arg(value_name = "DIR", required_unless_present = "exports")]
@@ -257,9 +257,11 @@ impl Serve {
         let registered = if self.no_rpcbind { None } else { Some(rpcbind::register(tcp, Some(rdma)).await) };
 
         let ready = Ready { rdma, tcp, exports: names };
+        // Before anybody is told that we are here and may send one.
+        let signals = Signals::catch().map_err(|e| Failure::of("signals", e))?;
         self.announce(&ready)?;
         let started = Instant::now();
-        self.wait(&server, &service, started).await?;
+        self.wait(signals, &server, &service, started).await?;
         if let Some(registered) = registered {
             registered.unregister().await;
         }
@@ -367,25 +369,44 @@ impl Serve {
     }
 
     /// Waits for a signal to stop; prints counters meanwhile.
-    async fn wait(&self, server: &Server, service: &RpcService, started: Instant) -> Result<(), Failure> {
-        let listen = |kind| signal(kind).map_err(|e| Failure::of("signals", e));
-        let (mut interrupt, mut terminate) =
-            (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-        let mut usr1 = listen(SignalKind::user_defined1())?;
+    async fn wait(
+        &self,
+        mut signals: Signals,
+        server: &Server,
+        service: &RpcService,
+        started: Instant,
+    ) -> Result<(), Failure> {
         let period = self.stats.filter(|t| !t.is_zero());
         let mut ticks = tokio::time::interval(period.unwrap_or(Duration::from_secs(3600)));
         ticks.tick().await;
         loop {
             tokio::select! {
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-                _ = usr1.recv() => {}
+                _ = signals.interrupt.recv() => return Ok(()),
+                _ = signals.terminate.recv() => return Ok(()),
+                _ = signals.usr1.recv() => {}
                 _ = ticks.tick() => if period.is_none() { continue },
             }
             let mut out = Out::new();
             out.line(counters(&server.metrics(), &server.tcp_counters(), service, started.elapsed()))?;
             out.flush()?;
         }
+    }
+}
+
+/// The signals that mean something to a server.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    usr1: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            usr1: signal(SignalKind::user_defined1())?,
+        })
     }
 }
 

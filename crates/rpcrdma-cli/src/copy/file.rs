@@ -109,15 +109,22 @@ pub(super) fn attributes(job: &Job, source: &Meta) -> Change {
     }
 }
 
-/// Copies anything that is not a directory. `shown` names source and destination in messages.
+/// Whether this is the temporary name of some file. Such files are not copied: they would be taken for parts.
+pub(super) fn is_part(name: &[u8]) -> bool {
+    name.starts_with(b".") && name.ends_with(SUFFIX)
+}
+
+/// Copies anything that is not a directory, to a directory that may be `fresh`: made by this copy. `shown` names source
+/// and destination in messages.
 pub(super) async fn copy_object(
     job: &Arc<Job>,
     from: (&Dir, &[u8], Object),
     to: (&Dir, &[u8]),
+    fresh: bool,
     shown: (&str, &str),
 ) -> Result<(), Failure> {
     let meta = from.2.meta;
-    let there = to.0.find(to.1).await.map_err(|e| Failure::of(shown.1, e))?;
+    let there = if fresh { None } else { to.0.find(to.1).await.map_err(|e| Failure::of(shown.1, e))? };
     if there.is_some_and(|o| o.meta.kind == Kind::Dir) {
         return Err(Failure::of(shown.1, format!("a directory is in the way of {}", shown.0)));
     }
@@ -365,8 +372,8 @@ impl Copy<'_> {
         let mut committed = range.start;
         let outcome = loop {
             let oldest = pending.front().map_or(at, |(r, _)| r.start);
-            if at < range.end && at - oldest < WINDOW {
-                let len = (range.end - at).min(u64::from(self.chunk)) as u32;
+            let len = (range.end - at).min(u64::from(self.chunk)) as u32;
+            if at < range.end && at + u64::from(len) - oldest <= WINDOW {
                 pending.push_back((at..at + u64::from(len), self.start_chunk(sink, at, len, durable).await));
                 at += u64::from(len);
                 continue;
@@ -486,6 +493,8 @@ mod tests {
         assert_ne!(part_name(&long), part_name(&other));
         assert_eq!(part_name(&[b'a'; 241]).len(), 255);
         assert_eq!(part_name(&[b'a'; 242]).len(), 255);
+        assert!(is_part(&part_name(b"x")) && is_part(&part_name(&long)));
+        assert!(!is_part(b"x") && !is_part(b"x.rpcrdma-part"));
     }
 
     #[test]

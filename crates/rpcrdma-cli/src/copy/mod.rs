@@ -161,15 +161,16 @@ impl Job {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies the contents of a directory, and all below it, into a directory that exists. `from` and `to` are what to
-    /// call them in messages.
+    /// Copies the contents of a directory, and all below it, into a directory that exists; each comes with what to call
+    /// it in messages. `fresh` says that the destination was made just now and is empty.
     pub(crate) async fn copy_contents(
         self: &Arc<Self>,
         from: (Dir, String),
         to: (Dir, String),
+        fresh: bool,
     ) -> Result<(), Failure> {
         let meta = from.0.meta().await.map_err(|e| Failure::of(&from.1, e))?;
-        tree::run(self, from, to, meta).await;
+        tree::run(self, from, to, meta, fresh).await;
         Ok(())
     }
 
@@ -180,7 +181,7 @@ impl Job {
         to: (&Dir, &[u8]),
         shown: (&str, &str),
     ) {
-        if let Err(failure) = file::copy_object(self, from, to, shown).await {
+        if let Err(failure) = file::copy_object(self, from, to, false, shown).await {
             self.failed(&failure);
         }
     }

@@ -40,6 +40,8 @@ pub(super) struct FirstName {
 struct Node {
     parent: Option<Arc<Node>>,
     to: Dir,
+    /// It was made just now, so nothing is in it that we did not put there.
+    fresh: bool,
     change: Change,
     shown: String,
     unfinished: AtomicUsize,
@@ -61,9 +63,30 @@ struct Root {
     number: Option<u64>,
 }
 
+/// Turns a task that does not come to its end into a failure, so that no file is missing without a word.
+struct Accounted {
+    job: Arc<Job>,
+    done: bool,
+}
+
+impl Drop for Accounted {
+    fn drop(&mut self) {
+        if !self.done {
+            self.job.failed(&Failure::new("a file was not copied because of an internal error"));
+        }
+    }
+}
+
 impl Node {
-    fn new(parent: Option<Arc<Self>>, to: Dir, change: Change, shown: String) -> Arc<Self> {
-        Arc::new(Self { parent, to, change, shown, unfinished: AtomicUsize::new(1) })
+    fn begin_top(to: Dir, change: Change, shown: String, fresh: bool) -> Arc<Self> {
+        Arc::new(Self { parent: None, to, fresh, change, shown, unfinished: AtomicUsize::new(1) })
+    }
+
+    /// A directory in this one, which is then not finished before it.
+    fn below(self: &Arc<Self>, to: Dir, change: Change, shown: String, fresh: bool) -> Arc<Self> {
+        self.begin();
+        let parent = Some(Arc::clone(self));
+        Arc::new(Self { parent, to, fresh, change, shown, unfinished: AtomicUsize::new(1) })
     }
 
     fn begin(&self) {
@@ -89,11 +112,11 @@ async fn finished(job: &Job, node: Arc<Node>) {
     }
 }
 
-/// Copies all that is in a directory, then waits until it is done.
-pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: (Dir, String), meta: Meta) {
+/// Copies all that is in a directory, then waits until it is done. `fresh`: the destination was made just now.
+pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: (Dir, String), meta: Meta, fresh: bool) {
     let number = to.0.meta().await.ok().map(|m| m.id.1);
     let root = Arc::new(Root { to: to.0.clone(), number });
-    let node = Node::new(None, to.0, file::attributes(job, &meta), to.1);
+    let node = Node::begin_top(to.0, file::attributes(job, &meta), to.1, fresh);
     let mut stack = vec![Todo { from: from.0, node, root, shown: from.1, top: true }];
     let mut walkers: JoinSet<Vec<Todo>> = JoinSet::new();
     loop {
@@ -103,7 +126,8 @@ pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: (Dir, String), 
             walkers.spawn(walk(Arc::clone(job), todo));
         }
         match walkers.join_next().await {
-            Some(found) => stack.extend(found.unwrap_or_default()),
+            Some(Ok(found)) => stack.extend(found),
+            Some(Err(e)) => job.failed(&Failure::of("a directory could not be listed", e.to_string())),
             None => break,
         }
     }
@@ -146,12 +170,14 @@ async fn list(job: &Arc<Job>, todo: &Todo, found: &mut Vec<Todo>) -> Result<(), 
             let (from, node) = (todo.from.clone(), Arc::clone(&todo.node));
             node.begin();
             tokio::spawn(async move {
+                let mut accounted = Accounted { job: Arc::clone(&job), done: false };
                 if !job.is_aborted()
-                    && let Err(failure) = one(&job, &from, &entry, &node.to, (&shown.0, &shown.1)).await
+                    && let Err(failure) = one(&job, &from, &entry, &node, (&shown.0, &shown.1)).await
                 {
                     job.failed(&failure);
                 }
                 finished(&job, node).await;
+                accounted.done = true;
                 drop(place);
             });
         }
@@ -164,11 +190,9 @@ async fn enter(job: &Job, todo: &Todo, entry: &Entry, shown: (String, String)) -
     if Some(entry.object.meta.id.1) == todo.root.number && same(&from, &todo.root.to).await {
         return Err(Failure::of(&shown.0, "left out, because the copy is being made here"));
     }
-    let (to, _) = todo.node.to.make_dir(&entry.name).await.map_err(|e| Failure::of(&shown.1, e))?;
+    let (to, fresh) = todo.node.to.make_dir(&entry.name).await.map_err(|e| Failure::of(&shown.1, e))?;
     add(&job.totals.dirs, 1);
-    todo.node.begin();
-    let change = file::attributes(job, &entry.object.meta);
-    let node = Node::new(Some(Arc::clone(&todo.node)), to, change, shown.1);
+    let node = todo.node.below(to, file::attributes(job, &entry.object.meta), shown.1, fresh);
     Ok(Todo { from, node, root: Arc::clone(&todo.root), shown: shown.0, top: false })
 }
 
@@ -189,10 +213,13 @@ async fn one(
     job: &Arc<Job>,
     from: &Dir,
     entry: &Entry,
-    to: &Dir,
+    node: &Node,
     shown: (&str, &str),
 ) -> Result<(), Failure> {
-    let meta = &entry.object.meta;
+    let (meta, to) = (&entry.object.meta, &node.to);
+    if file::is_part(&entry.name) {
+        return Err(Failure::of(shown.0, "left out, because it is the part of a copy that was interrupted"));
+    }
     if job.options.hard_links && meta.nlink > 1 {
         let first = job.seen().get(&meta.id).cloned();
         if let Some(first) = first
@@ -202,7 +229,7 @@ async fn one(
             return Ok(());
         }
     }
-    file::copy_object(job, (from, &entry.name, entry.object), (to, &entry.name), shown).await?;
+    file::copy_object(job, (from, &entry.name, entry.object), (to, &entry.name), node.fresh, shown).await?;
     if job.options.hard_links && meta.nlink > 1 {
         // Of two names that were copied at the same time, one stays a file of its own.
         job.seen().entry(meta.id).or_insert_with(|| FirstName { dir: to.clone(), name: entry.name.clone() });

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -69,11 +69,23 @@ pub(crate) struct NfsDir {
     handle: Handle,
 }
 
-/// A file of a server.
+/// A file of a server. Clones are the same file.
 #[derive(Clone)]
-pub(crate) struct File {
+pub(crate) struct File(Arc<OpenFile>);
+
+struct OpenFile {
     server: Server,
     handle: Handle,
+    /// What every READ so far said of the file.
+    seen: Mutex<Seen>,
+}
+
+/// What READs said of a file.
+enum Seen {
+    /// Always this.
+    Same(Meta),
+    /// Different things, or nothing.
+    Unsure,
 }
 
 pub(crate) struct Lister {
@@ -181,7 +193,12 @@ impl NfsDir {
     }
 
     pub(super) async fn open(&self, name: &[u8], object: &Object) -> Result<File, FsError> {
-        Ok(File { server: self.server.clone(), handle: self.handle_of(name, object).await? })
+        let handle = self.handle_of(name, object).await?;
+        Ok(self.file(handle, Seen::Same(object.meta)))
+    }
+
+    fn file(&self, handle: Handle, seen: Seen) -> File {
+        File(Arc::new(OpenFile { server: self.server.clone(), handle, seen: Mutex::new(seen) }))
     }
 
     pub(super) async fn create(&self, name: &[u8]) -> Result<File, FsError> {
@@ -202,7 +219,7 @@ impl NfsDir {
             Some(handle) => handle,
             None => self.server.call(self.mount().lookup(self.handle, name)).await?.object,
         };
-        Ok(File { server: self.server.clone(), handle })
+        Ok(self.file(handle, Seen::Unsure))
     }
 
     pub(super) async fn read_link(&self, name: &[u8], object: &Object) -> Result<Vec<u8>, FsError> {
@@ -314,11 +331,16 @@ impl File {
         loop {
             // The rest of a short READ goes behind what is there.
             let tail = buf.split_off(done as usize);
-            let read =
-                self.server.call(self.server.mount.read(self.handle, at + u64::from(done), len - done, tail));
+            let read = self.0.server.call(self.0.server.mount.read(
+                self.0.handle,
+                at + u64::from(done),
+                len - done,
+                tail,
+            ));
             let (read, tail) = read.await;
             buf.unsplit(tail.ok_or_else(lost_region)?).map_err(|_| lost_region())?;
             let read = read?;
+            self.saw(read.attributes);
             done += read.len;
             if read.eof || done >= len || read.len == 0 {
                 return Ok((done, buf));
@@ -339,8 +361,9 @@ impl File {
         let mut written = Written::Done;
         while done < len {
             let tail = buf.split_off(done as usize);
-            let write = self.server.mount.write(self.handle, at + u64::from(done), len - done, tail, stable);
-            let (write, tail) = self.server.call(write).await;
+            let write =
+                self.0.server.mount.write(self.0.handle, at + u64::from(done), len - done, tail, stable);
+            let (write, tail) = self.0.server.call(write).await;
             buf.unsplit(tail.ok_or_else(lost_region)?).map_err(|_| lost_region())?;
             let write = write?;
             if write.committed < stable {
@@ -360,15 +383,35 @@ impl File {
     }
 
     pub(super) async fn commit(&self, at: u64, len: u32) -> Result<WriteVerifier, FsError> {
-        Ok(self.server.call(self.server.mount.commit(self.handle, at, len)).await?)
+        Ok(self.0.server.call(self.0.server.mount.commit(self.0.handle, at, len)).await?)
     }
 
+    /// The file as it is, or as it was at the last READ if it was the same at every one: what was read is then what
+    /// it was.
     pub(super) async fn meta(&self) -> Result<Meta, FsError> {
-        Ok(meta_of(&self.server.call(self.server.mount.getattr(self.handle)).await?))
+        if let Seen::Same(meta) = &*self.seen() {
+            return Ok(*meta);
+        }
+        let now = meta_of(&self.0.server.call(self.0.server.mount.getattr(self.0.handle)).await?);
+        *self.seen() = Seen::Same(now);
+        Ok(now)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saw(&self, attributes: Option<Attributes>) {
+        let mut seen = self.seen();
+        if let Seen::Same(meta) = &*seen
+            && !attributes.is_some_and(|a| a.size == meta.size && Time::from(a.mtime) == meta.mtime)
+        {
+            *seen = Seen::Unsure;
+        }
     }
 
     pub(super) async fn change(&self, change: Change) -> Result<(), FsError> {
-        self.server.call(self.server.mount.setattr(self.handle, set_of(&change), None)).await?;
+        self.0.server.call(self.0.server.mount.setattr(self.0.handle, set_of(&change), None)).await?;
         Ok(())
     }
 }

@@ -228,3 +228,28 @@ fn without_preserve_files_are_new() {
     assert_ne!(meta.modified().unwrap(), long_ago());
     assert_eq!(meta.mode() & 0o7000, 0);
 }
+
+#[test]
+fn parts_of_other_copies_are_not_copied() {
+    let server = Serving::unsquashed();
+    fs::create_dir(server.dir.join("t")).unwrap();
+    fs::write(server.dir.join("t/x"), "right").unwrap();
+    fs::write(server.dir.join("t/.x.rpcrdma-part"), "wrong").unwrap();
+    let out = server.outside("out");
+    let said = fails(1, ["cp", "-r", &server.url("t"), out.to_str().unwrap()]);
+    assert!(said.contains(".x.rpcrdma-part: left out"), "{said}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(out.join("x")).unwrap(), "right");
+}
+
+#[test]
+fn local_names_need_not_be_utf_8() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let server = Serving::unsquashed();
+    let odd = server.outside("x").with_file_name(std::ffi::OsStr::from_bytes(b"odd\xff"));
+    fs::write(&odd, "odd").unwrap();
+    ok([std::ffi::OsStr::new("cp"), odd.as_os_str(), server.url("").as_ref()]);
+    let there = server.dir.join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+    assert_eq!(fs::read_to_string(there).unwrap(), "odd");
+    assert_eq!(ok(["cat", &server.url("odd%FF")]), "odd");
+}
