@@ -511,6 +511,40 @@ fn a_half_sent_fpdu_is_finished_before_the_terminate() {
 }
 
 #[test]
+fn between_two_fpdus_the_terminate_follows_at_once() {
+    let mut engine = passive(&[64]);
+    let mut done = Vec::new();
+    feed(&mut engine, &fpdu(&untagged(SEND, b"first")), usize::MAX, &mut done);
+    for _ in 0..2 {
+        engine.post(Work::Send { id: 1, buf: Region::alloc(2000), len: 2000, invalidate: None }).unwrap();
+    }
+    let first = take(&mut engine, fpdu::fpdu_len(2018), Instant::now(), &mut done);
+    assert_eq!(fpdu::decode(&first).unwrap().len, first.len());
+    feed(&mut engine, &fpdu(&untagged(Untagged { msn: 9, ..SEND }, &[])), usize::MAX, &mut done);
+    assert_eq!(Opcode::of(engine.last_words()[3]), Opcode::TERMINATE);
+}
+
+#[test]
+fn answers_to_reads_and_work_take_turns() {
+    let mut engine = passive(&[]);
+    let e = engine.expose(Region::alloc(9000), 9000, Access::RemoteRead).unwrap();
+    let mut done = Vec::new();
+    for msn in 1..=3 {
+        engine.post(Work::Send { id: 1, buf: Region::alloc(9000), len: 9000, invalidate: None }).unwrap();
+        let ask = request(9000, e.stag.0, e.offset).encode();
+        feed(&mut engine, &fpdu(&untagged(Untagged { msn, ..REQUEST }, &ask)), usize::MAX, &mut done);
+    }
+    let stream = take_all(&mut engine, &mut done);
+    let (mut rest, mut messages) = (&stream[..], Vec::new());
+    while let Some(fpdu) = fpdu::decode(rest) {
+        let last = fpdu.ulpdu[0] & 0x40 != 0;
+        messages.extend(last.then(|| Opcode::of(fpdu.ulpdu[1])));
+        rest = &rest[fpdu.len..];
+    }
+    assert_eq!(messages, [[Opcode::READ_RESPONSE, Opcode::SEND]; 3].concat());
+}
+
+#[test]
 fn a_region_is_reclaimed_after_the_response_that_is_sent_from_it() {
     let mut engine = passive(&[]);
     let e = engine.expose(Region::from(&[7; 3000][..]), 3000, Access::RemoteRead).unwrap();

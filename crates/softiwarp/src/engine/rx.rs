@@ -528,10 +528,9 @@ impl Engine {
             return;
         }
         if let Some(stag) = invalidate {
-            // An exposed region that a Read Response is still being sent from cannot be asked to be closed: the peer
-            // has not got all that it asked for.
-            let slot = self.stags.find_exposed(stag).filter(|slot| !self.stags.is_pinned(*slot));
-            match slot.and_then(|slot| self.stags.revoke(slot)) {
+            // A region that a Read Response is still being sent from does not come back at once, and the peer that asks
+            // for that has not waited for what it asked for before.
+            match self.stags.find_exposed(stag).and_then(|slot| self.stags.revoke(slot)) {
                 Some((stag, buf)) => done.push(Completion::Reclaimed { stag, buf }),
                 None => return self.violated(ErrorCode::CANNOT_INVALIDATE, current),
             }

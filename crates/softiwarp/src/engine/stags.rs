@@ -190,10 +190,6 @@ impl StagTable {
         matches!(self.entries.get(slot)?.used, Use::Exposed(_)).then_some(slot)
     }
 
-    pub(super) fn is_pinned(&self, slot: Slot) -> bool {
-        self.entries.get(slot).is_some_and(|e| e.pins > 0)
-    }
-
     /// Closes an exposed region to the peer; gives it back unless it is pinned.
     pub(super) fn revoke(&mut self, slot: Slot) -> Option<(Stag, Region)> {
         self.forget_name(slot);
