@@ -152,7 +152,7 @@ impl Demo {
             out::note(&format!("the copy is in {}", kept.display()));
         } else {
             // The system cleans up behind us if we cannot.
-            let _ = scratch.close();
+            let _ = remove(scratch.path());
         }
         Ok(match done? {
             Some(report) if report.wrong.is_empty() => ExitCode::SUCCESS,
@@ -229,7 +229,7 @@ impl Demo {
                 break;
             }
             if cuts(&faults, server) < self.cuts || !self.keep {
-                std::fs::remove_dir_all(&copy).map_err(|e| Failure::of(copy.display(), e))?;
+                remove(&copy).map_err(|e| Failure::of(copy.display(), e))?;
             }
         }
         report.seconds = copying.as_secs_f64();
@@ -301,6 +301,22 @@ impl Demo {
 /// Connections cut by either end.
 fn cuts(client: &FaultCounters, server: &Loopback) -> u64 {
     client.cuts() + server.cuts()
+}
+
+/// Removes a copy, also where it is as read-only as its source.
+fn remove(top: &Path) -> std::io::Result<()> {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+    let mut stack = vec![top.to_owned()];
+    while let Some(dir) = stack.pop() {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                stack.push(entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(top)
 }
 
 /// The workspace that cargo runs us in.

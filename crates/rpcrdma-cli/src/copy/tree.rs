@@ -115,6 +115,9 @@ async fn finished(job: &Job, node: Arc<Node>) {
 /// Copies all that is in a directory, then waits until it is done. `fresh`: the destination was made just now.
 pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: (Dir, String), meta: Meta, fresh: bool) {
     let number = to.0.meta().await.ok().map(|m| m.id.1);
+    if !fresh {
+        open_up(&to.0).await;
+    }
     let root = Arc::new(Root { to: to.0.clone(), number });
     let node = Node::begin_top(to.0, file::attributes(job, &meta), to.1, fresh);
     let mut stack = vec![Todo { from: from.0, node, root, shown: from.1, top: true }];
@@ -191,9 +194,22 @@ async fn enter(job: &Job, todo: &Todo, entry: &Entry, shown: (String, String)) -
         return Err(Failure::of(&shown.0, "left out, because the copy is being made here"));
     }
     let (to, fresh) = todo.node.to.make_dir(&entry.name).await.map_err(|e| Failure::of(&shown.1, e))?;
+    if !fresh {
+        open_up(&to).await;
+    }
     add(&job.totals.dirs, 1);
     let node = todo.node.below(to, file::attributes(job, &entry.object.meta), shown.1, fresh);
     Ok(Todo { from, node, root: Arc::clone(&todo.root), shown: shown.0, top: false })
+}
+
+/// Lets the owner write to a directory that an earlier copy has finished. It gets its mode again in the end.
+async fn open_up(to: &Dir) {
+    if let Ok(meta) = to.meta().await
+        && meta.mode & 0o700 != 0o700
+    {
+        // If it is not ours, whatever has to be written there says so.
+        let _ = to.change_self(Change { mode: Some(meta.mode | 0o700), ..Change::default() }).await;
+    }
 }
 
 /// Whether two directories are one, seen from two ends: a name made in one shows in the other.
