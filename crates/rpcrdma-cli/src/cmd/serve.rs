@@ -120,7 +120,7 @@ struct Rules {
 
     /// Where the key lies that authenticates file handles [default: /var/lib/rpcrdma/handle.key for root, else
     /// ~/.local/state/rpcrdma/handle.key]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", overrides_with = "handle_key")]
     handle_key: Option<PathBuf>,
 }
 

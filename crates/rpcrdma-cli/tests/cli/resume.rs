@@ -7,7 +7,7 @@ use std::{
     process::Stdio,
 };
 
-use crate::support::{Serving, age, assert_same, noise, ok, plant, program};
+use crate::support::{Serving, age, assert_same, noise, ok, plant, program, until};
 
 const LARGE: usize = 160 << 20;
 
@@ -126,4 +126,22 @@ fn a_tree_is_completed_and_what_is_there_is_left_alone() {
     let said = ok(["cp", "-r", "--no-resume", &contents, parent.to_str().unwrap()]);
     assert!(said.starts_with("copied 312 files"), "{said}");
     assert_same(&server.dir, &parent.join("srv"));
+}
+
+#[test]
+fn a_copy_goes_on_when_the_server_was_killed_and_started_again() {
+    let mut server = Serving::unsquashed();
+    let data = noise(LARGE, 78);
+    let out = server.outside("big");
+    fs::write(&out, &data).unwrap();
+    let part = server.dir.join(".up.rpcrdma-part");
+    let args = ["cp", out.to_str().unwrap(), &server.url("up")].map(str::to_owned);
+    let mut child = program().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    for at in [20 << 20, 60 << 20] {
+        // If the copy is faster than we are, it has at least met one server less.
+        until(|| fs::metadata(&part).is_ok_and(|m| m.len() >= at) || child.try_wait().unwrap().is_some());
+        server.kill_and_restart();
+    }
+    assert!(child.wait().unwrap().success());
+    assert!(fs::read(server.dir.join("up")).unwrap() == data);
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use crate::support::{Serving, fails, is_root, ok, program, run};
+use crate::support::{Serving, fails, is_root, ok};
 
 #[test]
 fn a_server_tells_where_it_is_and_what_it_did() {
@@ -138,50 +138,19 @@ fn what_cannot_be_served_is_said() {
 
 #[test]
 fn handles_survive_a_restart_with_the_same_key() {
-    // The client of the test does not outlive the server; the handle is compared instead.
-    let scratch = tempfile::tempdir().unwrap();
-    let dir = scratch.path().join("d");
-    fs::create_dir(&dir).unwrap();
-    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let key = scratch.path().join("key");
-    let handle = |key: &std::path::Path| {
-        let export = format!("/e={}", dir.display());
-        // The last of two options counts, so this one overrides the fixture's.
-        let server = Serving::new(&["--export", &export, "--no-root-squash", "--anon-uid", "1"]);
-        drop(server);
-        let ready = scratch.path().join("ready");
-        let _ = fs::remove_file(&ready);
-        let mut child = program()
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--tcp",
-                "none",
-                "--no-rpcbind",
-                "--no-root-squash",
-                "-q",
-            ])
-            .arg("--handle-key")
-            .arg(key)
-            .arg("--ready-file")
-            .arg(&ready)
-            .args(["--export", &export])
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        crate::support::until(|| ready.exists());
-        let said: serde_json::Value = serde_json::from_str(&fs::read_to_string(&ready).unwrap()).unwrap();
-        let url = format!("nfs://{}/e", said["rdma"].as_str().unwrap());
-        let record: serde_json::Value = serde_json::from_str(&ok(["stat", "--json", &url])).unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        record["handle"].as_str().unwrap().to_owned()
+    let mut server = Serving::unsquashed();
+    fs::write(server.dir.join("f"), "x").unwrap();
+    let handle = |server: &Serving| {
+        let said = ok(["stat", "--json", &server.url("f")]);
+        serde_json::from_str::<serde_json::Value>(&said).unwrap()["handle"].as_str().unwrap().to_owned()
     };
-    let first = handle(&key);
-    assert_eq!(handle(&key), first);
-    assert_ne!(handle(&scratch.path().join("another")), first);
-    let said =
-        run(["serve", "--listen", "127.0.0.1:0", "--handle-key", "/dev/null/x", dir.to_str().unwrap()]);
-    assert_eq!(said.code, Some(1), "{said:?}");
+    let first = handle(&server);
+    server.kill_and_restart();
+    assert_eq!(handle(&server), first);
+    let another = server.outside("another key");
+    let server = Serving::new(&["--no-root-squash", "--handle-key", another.to_str().unwrap()]);
+    assert!(another.exists());
+    drop(server);
+    let said = fails(1, ["serve", "--listen", "127.0.0.1:0", "--handle-key", "/dev/null/x", "/"]);
+    assert!(said.contains("/dev/null/x"), "{said}");
 }

@@ -65,6 +65,7 @@ pub(crate) struct Serving {
     /// The directory, which is gone with the server unless it came from elsewhere.
     pub(crate) dir: PathBuf,
     scratch: tempfile::TempDir,
+    options: Vec<String>,
     pub(crate) rdma: String,
     pub(crate) tcp: Option<String>,
 }
@@ -87,33 +88,21 @@ impl Serving {
 
     fn start(scratch: tempfile::TempDir, dir: PathBuf, options: &[&str]) -> Self {
         let dir = fs::canonicalize(dir).unwrap();
-        let ready = scratch.path().join("ready");
-        let key = scratch.path().join("key");
-        let mut command = program();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--no-rpcbind", "--async"]);
-        if !options.contains(&"--tcp") {
-            command.args(["--tcp", "127.0.0.1:0"]);
-        }
-        command.arg("--ready-file").arg(&ready).arg("--handle-key").arg(key).args(options);
-        if !options.contains(&"--export") {
-            command.arg(&dir);
-        }
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        let text = loop {
-            match fs::read_to_string(&ready) {
-                Ok(text) => break text,
-                Err(_) => assert!(child.try_wait().unwrap().is_none(), "the server did not start"),
-            }
-            std::thread::yield_now();
-        };
-        let said: serde_json::Value = serde_json::from_str(&text).unwrap();
-        Self {
-            child,
-            dir,
-            scratch,
-            rdma: said["rdma"].as_str().unwrap().to_owned(),
-            tcp: said["tcp"].as_str().map(str::to_owned),
-        }
+        let any = "127.0.0.1:0".to_owned();
+        let tcp = (!options.contains(&"--tcp")).then(|| any.clone());
+        let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+        let (child, rdma, tcp) = spawn(scratch.path(), &dir, &options, &any, tcp.as_deref());
+        Self { child, dir, scratch, options, rdma, tcp }
+    }
+
+    /// Ends the server without a word, and starts another one in its place.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let (child, rdma, tcp) =
+            spawn(self.scratch.path(), &self.dir, &self.options, &self.rdma, self.tcp.as_deref());
+        assert_eq!((&rdma, &tcp), (&self.rdma, &self.tcp));
+        self.child = child;
     }
 
     /// URL of a path below the directory.
@@ -150,6 +139,38 @@ impl Serving {
         let code = self.child.wait().unwrap().code();
         Ended { code, stdout, stderr: String::new() }
     }
+}
+
+/// Starts a server process and waits until it listens. Returns where.
+fn spawn(
+    scratch: &Path,
+    dir: &Path,
+    options: &[String],
+    rdma: &str,
+    tcp: Option<&str>,
+) -> (Child, String, Option<String>) {
+    let ready = scratch.join("ready");
+    // Left by a server before this one.
+    let _ = fs::remove_file(&ready);
+    let mut command = program();
+    command.args(["serve", "--no-rpcbind", "--async", "--listen", rdma]);
+    if let Some(tcp) = tcp {
+        command.args(["--tcp", tcp]);
+    }
+    command.arg("--ready-file").arg(&ready).arg("--handle-key").arg(scratch.join("key")).args(options);
+    if !options.iter().any(|o| o == "--export") {
+        command.arg(dir);
+    }
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let text = loop {
+        match fs::read_to_string(&ready) {
+            Ok(text) => break text,
+            Err(_) => assert!(child.try_wait().unwrap().is_none(), "the server did not start"),
+        }
+        std::thread::yield_now();
+    };
+    let said: serde_json::Value = serde_json::from_str(&text).unwrap();
+    (child, said["rdma"].as_str().unwrap().to_owned(), said["tcp"].as_str().map(str::to_owned))
 }
 
 impl Drop for Serving {
