@@ -44,6 +44,8 @@ pub struct Account {
     pub promised: u32,
     /// Calls that arrived at the server and are not answered.
     pub held: BTreeSet<Xid>,
+    /// Whether client and server are ours.
+    ours: [bool; 2],
     /// Something broke it.
     faulted: bool,
     /// It is closed in good order.
@@ -54,27 +56,11 @@ pub struct Account {
     pub exposed: usize,
 }
 
-/// Which rules hold. All of them do between our own client and server; an odd peer breaks some.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// The client is ours.
-    pub client: bool,
-    /// The server is ours.
-    pub server: bool,
-    /// Connections are lost only where something broke.
-    pub no_loss: bool,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self { client: true, server: true, no_loss: true }
-    }
-}
-
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Checker {
-    rules: Rules,
+    /// Nodes that keep no rules.
+    odd: BTreeSet<IpAddr>,
     conns: BTreeMap<ConnId, Account>,
     /// What every XID of a client stands for.
     messages: BTreeMap<(IpAddr, Xid), u64>,
@@ -86,10 +72,9 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// A checker of these rules.
-    #[must_use]
-    pub fn new(rules: Rules) -> Self {
-        Self { rules, ..Self::default() }
+    /// From now on nothing is expected of this node, and of its peers only what does not depend on it.
+    pub fn odd(&mut self, node: IpAddr) {
+        self.odd.insert(node);
     }
 
     /// The first rule that was broken, if any was.
@@ -120,11 +105,15 @@ impl Checker {
         let conn = event.conn;
         let account = self.conns.entry(conn).or_default();
         account.posted[event.side as usize] = event.view.posted();
+        let [client, server] = account.ours;
         if event.side == Side::Active {
             account.exposed = event.view.exposed();
         }
         match &event.kind {
-            EventKind::Connect { .. } => account.promised = 1,
+            EventKind::Connect { to } => {
+                account.promised = 1;
+                account.ours = [event.addr.ip(), to.ip()].map(|node| !self.odd.contains(&node));
+            }
             EventKind::Fault(fault) => match fault.what {
                 What::Registration => {}
                 What::Remove { .. } => self.removed = true,
@@ -132,16 +121,16 @@ impl Checker {
             },
             EventKind::Shutdown(Shutdown::Graceful) => account.closed = true,
             EventKind::Lost(lost) => self.lost(conn, lost),
-            EventKind::NoRecv if self.rules.client && self.rules.server => self.fail(format!(
+            EventKind::NoRecv if client && server => self.fail(format!(
                 "connection {conn}: a message reached the {:?} side without a Receive (RFC 8166 section 3.3.1)",
                 event.side
             )),
-            EventKind::Violation(what) if self.rules.client && self.rules.server => {
+            EventKind::Violation(what) if client && server => {
                 self.fail(format!("connection {conn}: {what}, at the {:?} side", event.side));
             }
             EventKind::SendPosted { bytes, .. } => match event.side {
-                Side::Active if self.rules.client => self.call_posted(conn, bytes, event),
-                Side::Passive if self.rules.server => self.reply_posted(conn, bytes),
+                Side::Active if client => self.call_posted(conn, bytes, event),
+                Side::Passive if server => self.reply_posted(conn, bytes),
                 _ => {}
             },
             EventKind::Arrived { bytes } => self.arrived(conn, event.side, bytes),
@@ -158,7 +147,7 @@ impl Checker {
 
     fn lost(&mut self, conn: ConnId, lost: &Lost) {
         let Some(account) = self.conns.get(&conn) else { return };
-        if self.rules.no_loss && !account.faulted && !account.closed && !self.removed {
+        if account.ours == [true; 2] && !account.faulted && !account.closed && !self.removed {
             self.fail(format!("connection {conn} was lost although nothing broke: {lost}"));
         }
     }
@@ -166,15 +155,18 @@ impl Checker {
     fn covered(&mut self, conn: ConnId, side: Side, view: View<'_>) {
         let Some(account) = self.conns.get(&conn) else { return };
         let posted = view.posted();
+        if account.ours != [true; 2] {
+            return;
+        }
         match side {
-            Side::Active if self.rules.client && self.rules.server && posted < account.awaited.len() => {
+            Side::Active if posted < account.awaited.len() => {
                 let awaited = account.awaited.len();
                 self.fail(format!(
                     "connection {conn}: {awaited} Replies are awaited and {posted} Receives are posted \
                      (RFC 8166 section 3.3.1)"
                 ));
             }
-            Side::Passive if self.rules.server && self.rules.client => {
+            Side::Passive => {
                 let Account { promised, held, .. } = account;
                 if (posted + held.len()) < *promised as usize {
                     let why = format!(
@@ -185,7 +177,7 @@ impl Checker {
                     self.fail(why);
                 }
             }
-            _ => {}
+            Side::Active => {}
         }
     }
 
@@ -244,10 +236,11 @@ impl Checker {
         let Some(account) = self.conns.get_mut(&conn) else { return };
         account.promised = account.promised.max(header.credit.0);
         let held = account.held.remove(&header.xid);
+        let client = account.ours[0];
         if header.credit.0 == 0 {
             self.fail(format!("connection {conn}: a grant of 0 (RFC 8166 section 3.3.1)"));
         }
-        if !held && self.rules.client {
+        if !held && client {
             self.fail(format!("connection {conn}: a Reply to XID {}, which is not in hand", header.xid));
         }
     }

@@ -15,7 +15,7 @@ use rpcrdma::{
     proto::rpcrdma::{Header, Limits},
 };
 
-use crate::checker::{Checker, Rules};
+use crate::checker::Checker;
 
 /// Events that are kept for the timeline, unless `RPCRDMA_SIM_KEEP` says otherwise.
 const KEPT: usize = 60;
@@ -36,10 +36,16 @@ struct State {
     checker: Checker,
 }
 
+impl Default for Log {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Log {
     /// An empty record.
     #[must_use]
-    pub fn new(rules: Rules) -> Self {
+    pub fn new() -> Self {
         Self(Arc::new(Mutex::new(State {
             hash: DefaultHasher::new(),
             events: 0,
@@ -47,7 +53,7 @@ impl Log {
             kept: std::env::var("RPCRDMA_SIM_KEEP").ok().and_then(|n| n.parse().ok()).unwrap_or(KEPT),
             frozen: false,
             over: false,
-            checker: Checker::new(rules),
+            checker: Checker::default(),
         })))
     }
 

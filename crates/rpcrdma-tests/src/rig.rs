@@ -33,7 +33,6 @@ use rpcrdma::{
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::{
-    checker::Rules,
     plan::{Dice, Kinds},
     record::Log,
 };
@@ -61,8 +60,6 @@ pub struct Scenario {
     pub faults: Box<dyn Faults>,
     /// The plan in words.
     pub plan: String,
-    /// The rules that hold.
-    pub rules: Rules,
     /// How long, in virtual time, a workload may take after the last fault.
     pub patience: Duration,
 }
@@ -89,7 +86,6 @@ impl Scenario {
             client,
             faults: Box::new(NoFaults),
             plan: "nothing breaks".to_owned(),
-            rules: Rules::default(),
             patience: Duration::from_secs(100),
         }
     }
@@ -366,8 +362,8 @@ where
         .start_paused(true)
         .build()
         .expect("a runtime without I/O");
-    let Scenario { seed, profile, server: server_config, client, faults, plan, rules, patience } = scenario;
-    let log = Log::new(rules);
+    let Scenario { seed, profile, server: server_config, client, faults, plan, patience } = scenario;
+    let log = Log::new();
     let (verdict, census) = runtime.block_on(async {
         let epoch = Instant::now();
         let clock = Box::new(move || epoch.elapsed());
