@@ -208,6 +208,8 @@ impl Serve {
     pub(super) fn run(self) -> Outcome {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.enable_all();
+        // What blocks waits for disks, not for processors; many more threads than that would only fight over them.
+        builder.max_blocking_threads(64);
         if let Some(n) = self.tuning.threads {
             builder.worker_threads(n as usize);
         }
