@@ -698,11 +698,17 @@ impl Connection {
         }
     }
 
-    /// The end of the connection: what it left unanswered goes back to the head of the queue.
+    /// The end of the connection: what it left unanswered goes back to the head of the queue, unless it is the one Call
+    /// that a connection without a Reply had. That may be what the peer cannot bear, so others get their chance first.
     fn bury(self, calls: &mut Calls) {
+        let answered = self.answered;
         for index in self.requester.lost().into_iter().rev() {
             if let Some(active) = calls.active.get_mut(index) {
-                calls.waiting.push_front(index);
+                if answered {
+                    calls.waiting.push_front(index)
+                } else {
+                    calls.waiting.push_back(index)
+                }
                 active.outcome = None;
             }
         }
