@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this crate is tests from end to end")]
 
 pub mod checker;
+pub mod odd;
 pub mod plan;
 pub mod record;
 pub mod rig;

@@ -24,6 +24,7 @@ use rpcrdma::{
         sim::{Face, Faults, NoFaults, Profile, Sim},
     },
     memory::Pools,
+    metrics::ServerMetrics,
     nfs::v3::Proc,
     server::{
         RpcService, Server, ServerConfig, Service,
@@ -39,6 +40,9 @@ use crate::{
 
 /// Where the server listens.
 pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 20049);
+
+/// Where a server listens that does not keep the rules, if there is one.
+pub const ODD_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 20049);
 
 /// The address of a client.
 #[must_use]
@@ -155,6 +159,8 @@ pub struct World {
     pub sim: Sim,
     /// The server's service.
     pub service: Arc<RpcService>,
+    /// What the server counts.
+    pub served: Arc<ServerMetrics>,
     /// The record.
     pub log: Log,
     /// The seed, for the dice of workloads.
@@ -375,6 +381,7 @@ where
         let world = Arc::new(World {
             sim: sim.clone(),
             service,
+            served: server.metrics(),
             log: log.clone(),
             seed,
             config: client,

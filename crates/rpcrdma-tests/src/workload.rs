@@ -171,6 +171,23 @@ pub async fn mixed(w: Arc<World>) -> Result<(), String> {
     if page.entries.is_empty() { Ok(()) } else { Err(format!("{} names are left", page.entries.len())) }
 }
 
+/// Rounds of operations by several workers on one mount.
+pub async fn rounds(w: &Arc<World>, mount: &Mount, workers: u64, rounds: u64) -> Result<(), String> {
+    let mut tasks = JoinSet::new();
+    for worker in 0..workers {
+        let (w, mount) = (Arc::clone(w), mount.clone());
+        let mut rng = SmallRng::seed_from_u64(w.seed ^ worker << 32);
+        tasks.spawn(async move {
+            for round in 0..rounds {
+                one_round(&w, &mount, &format!("w{worker}-r{round}-{}", mount.transport().len()), &mut rng)
+                    .await?;
+            }
+            Ok(())
+        });
+    }
+    join(&mut tasks).await
+}
+
 async fn one_round(w: &World, mount: &Mount, name: &str, rng: &mut SmallRng) -> Result<(), String> {
     let root = mount.root();
     let file = create(w, mount, name).await?;
