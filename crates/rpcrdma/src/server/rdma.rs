@@ -7,7 +7,7 @@
 //! carries the Reply, so that both leave in one system call and the data is there when the Reply is seen.
 //!
 //! # Ownership
-//! While a Call is in our hands the connection's table holds its Receive and its sinks ([`InService`]); during an RDMA
+//! While a Call is in our hands the connection's table holds its Receive and its sinks (`InService`); during an RDMA
 //! Read the queue pair holds the sink, during blocking execution the blocking thread holds both, during the Write the
 //! queue pair holds the result. Every region finds its way back to its pool by being dropped.
 //!
@@ -472,11 +472,10 @@ impl Connection {
         if !self.has_slots(2) {
             return None;
         }
+        let buf = self.inline.take()?;
+        // Not before the Reply can leave: in the hands of a client that floods us, one more Receive is one more Call.
         self.post_receives(self.responder.receives_wanted_to_answer());
-        if self.responder.promises().posted() == 0 {
-            return None;
-        }
-        self.inline.take()
+        (self.responder.promises().posted() > 0).then_some(buf)
     }
 
     /// Sends Replies that have waited for room. Whether any left.
