@@ -7,7 +7,7 @@ use clap::Args;
 use super::exit;
 use crate::{
     connect::{ClientOptions, Location, Place, Session},
-    copy::{Bar, Job, Options, get},
+    copy::{Bar, Job, Options, Top, get, marker},
     failure::{EXIT_INTERRUPTED, Failure, Outcome},
     fs::{Dir, Kind, join},
     out, units,
@@ -19,8 +19,11 @@ use crate::{
 /// under its name only when it is whole.
 ///
 /// A copy that was interrupted goes on when the same command runs again: files that are there with the right size and
-/// time of change are not copied again, and a large file that was begun is continued. Lost connections are made again
-/// and nothing is lost with them; cp waits for a server that is gone until it is back, or as long as --timeout says.
+/// time of change are not copied again, and a large file that was begun is continued. What is not complete shows by
+/// names that end in .rpcrdma-part.
+///
+/// Lost connections are made again, and nothing is lost with them. cp waits for a server that is gone until it is back,
+/// or as long as --timeout says.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -166,16 +169,21 @@ impl Cp {
         }
         let source = (dir, from.shown.clone());
         let fail = |e| Failure::of(&to.shown, e);
-        let (target, fresh) = match (&to.dir, &to.parent, to.found) {
-            // Into the directory, under the source's name; a source without a name, such as `.`, has only contents.
-            (Some(dir), ..) if from.name.is_empty() => ((dir.clone(), to.shown.clone()), false),
+        let incomplete = marker(&object.meta);
+        let (dir, shown, fresh, marker) = match (&to.dir, &to.parent, to.found) {
+            // A source without a name, such as `.`, has only contents.
+            (Some(dir), ..) if from.name.is_empty() => (dir.clone(), to.shown.clone(), false, None),
+            (Some(dir), ..) if !self.no_resume && dir.find(&incomplete).await.map_err(fail)?.is_some() => {
+                (dir.clone(), to.shown.clone(), false, Some(incomplete))
+            }
+            // Into the directory, under the source's name.
             (Some(dir), ..) => {
                 let (dir, fresh) = dir.make_dir(&from.name).await.map_err(fail)?;
-                ((dir, join(&to.shown, &from.name)), fresh)
+                (dir, join(&to.shown, &from.name), fresh, None)
             }
             (None, Some((parent, name)), None) => {
                 let (dir, fresh) = parent.make_dir(name).await.map_err(fail)?;
-                ((dir, to.shown.clone()), fresh)
+                (dir, to.shown.clone(), fresh, Some(incomplete))
             }
             _ => {
                 return Err(Failure::of(
@@ -184,8 +192,9 @@ impl Cp {
                 ));
             }
         };
-        inside(&source, &target)?;
-        job.copy_contents(source, target, fresh).await
+        let top = Top { dir, shown, fresh, marker };
+        inside(&source, &top)?;
+        job.copy_contents(source, top).await
     }
 
     async fn one_file(
@@ -266,10 +275,14 @@ async fn follow(from: &Place) -> Result<(Dir, Vec<u8>, crate::fs::Object), Failu
 }
 
 /// Refuses to copy a directory onto itself; copying it into itself would not end.
-fn inside(from: &(Dir, String), to: &(Dir, String)) -> Result<(), Failure> {
-    let same_end = match (&from.0, &to.0) {
+fn inside(from: &(Dir, String), to: &Top) -> Result<(), Failure> {
+    let same_end = match (&from.0, &to.dir) {
         (Dir::Nfs(a), Dir::Nfs(b)) => a.handle() == b.handle(),
         _ => false,
     };
-    if same_end { Err(Failure::of(&to.1, "source and destination are the same directory")) } else { Ok(()) }
+    if same_end {
+        Err(Failure::of(&to.shown, "source and destination are the same directory"))
+    } else {
+        Ok(())
+    }
 }

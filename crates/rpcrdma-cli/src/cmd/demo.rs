@@ -23,7 +23,7 @@ use self::compare::Comparison;
 use super::loopback::Loopback;
 use crate::{
     connect::Switch,
-    copy::{Bar, Job, Options, get},
+    copy::{Bar, Job, Options, Top, get},
     failure::{EXIT_FAILURE, EXIT_INTERRUPTED, Failure, Outcome},
     fs::{Dir, LocalDir, Server},
     latency::{Latency, Summary},
@@ -277,7 +277,8 @@ impl Demo {
             out::set_bar(Some(bar.clone()));
             Bar::start(&job, bar)
         });
-        job.copy_contents((from, String::new()), (Dir::Local(to), copy.display().to_string()), true).await?;
+        let top = Top { dir: Dir::Local(to), shown: copy.display().to_string(), fresh: true, marker: None };
+        job.copy_contents((from, String::new()), top).await?;
         out::set_bar(None);
         drop(bar);
         Ok(job)

@@ -62,7 +62,7 @@ struct Extent {
 type Chunk = (Range<u64>, JoinHandle<Result<Written, Side>>);
 
 /// The temporary name for a file.
-fn part_name(name: &[u8]) -> Vec<u8> {
+pub(super) fn part_name(name: &[u8]) -> Vec<u8> {
     let whole = [b".", name, SUFFIX].concat();
     if whole.len() <= NAME_MAX {
         return whole;

@@ -13,7 +13,8 @@
 //! # When it breaks
 //! What fails is reported and counted, and the rest goes on; only the loss of the server for good ends the copy. A copy
 //! that was interrupted goes on where it was: files whose size and time of change are right are not copied again, and a
-//! large file continues from what has arrived ([`file`] says how that is known).
+//! large file continues from what has arrived ([`file`] says how that is known). A directory at the top that is not
+//! complete is marked as such ([`marker`]).
 //!
 //! # Limits
 //! A file that changes while it is copied is copied again, up to three times. Names, not contents, decide what
@@ -25,6 +26,7 @@ mod tree;
 
 use std::{
     collections::HashMap,
+    hash::Hasher as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -33,6 +35,7 @@ use std::{
 };
 
 use rpcrdma::memory::Pools;
+use siphasher::sip::SipHasher24;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -107,6 +110,29 @@ pub(crate) fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
+/// Where a tree goes.
+pub(crate) struct Top {
+    /// A directory that exists.
+    pub(crate) dir: Dir,
+    /// What to call it in messages.
+    pub(crate) shown: String,
+    /// It was made just now and is empty.
+    pub(crate) fresh: bool,
+    /// A name that is there as long as the copy is not complete; see [`marker`].
+    pub(crate) marker: Option<Vec<u8>>,
+}
+
+/// The name that marks a directory as the incomplete copy of another one.
+///
+/// A copy to a name that does not exist makes a directory of that name, and the same command, run again, would copy into
+/// it, one level deeper. The marker tells the second run that it is to go on with the first one's work.
+pub(crate) fn marker(from: &Meta) -> Vec<u8> {
+    let mut hash = SipHasher24::new();
+    hash.write_u64(from.id.0);
+    hash.write_u64(from.id.1);
+    file::part_name(format!("copy-of-{:016x}", hash.finish()).as_bytes())
+}
+
 /// A copy under way; shared by all of its tasks.
 pub(crate) struct Job {
     pub(crate) options: Options,
@@ -161,16 +187,10 @@ impl Job {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies the contents of a directory, and all below it, into a directory that exists; each comes with what to call
-    /// it in messages. `fresh` says that the destination was made just now and is empty.
-    pub(crate) async fn copy_contents(
-        self: &Arc<Self>,
-        from: (Dir, String),
-        to: (Dir, String),
-        fresh: bool,
-    ) -> Result<(), Failure> {
+    /// Copies the contents of a directory, which comes with what to call it in messages, and all below it.
+    pub(crate) async fn copy_contents(self: &Arc<Self>, from: (Dir, String), to: Top) -> Result<(), Failure> {
         let meta = from.0.meta().await.map_err(|e| Failure::of(&from.1, e))?;
-        tree::run(self, from, to, meta, fresh).await;
+        tree::run(self, from, to, meta).await;
         Ok(())
     }
 

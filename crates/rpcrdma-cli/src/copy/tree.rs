@@ -20,7 +20,7 @@ use std::{
 
 use tokio::task::JoinSet;
 
-use super::{Job, add, file};
+use super::{Job, Top, add, file, get};
 use crate::{
     failure::Failure,
     fs::{Change, Dir, Entry, FsError, Kind, Meta, join},
@@ -112,15 +112,23 @@ async fn finished(job: &Job, node: Arc<Node>) {
     }
 }
 
-/// Copies all that is in a directory, then waits until it is done. `fresh`: the destination was made just now.
-pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: (Dir, String), meta: Meta, fresh: bool) {
-    let number = to.0.meta().await.ok().map(|m| m.id.1);
-    if !fresh {
-        open_up(&to.0).await;
+/// Copies all that is in a directory, then waits until it is done.
+pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: Top, meta: Meta) {
+    let Top { dir, shown, fresh, marker } = to;
+    let failures = get(&job.totals.failures);
+    if fresh && let Some(marker) = &marker {
+        // If it cannot be made, what has to be copied cannot either, and that is reported.
+        let _ = dir.create(marker).await;
     }
-    let root = Arc::new(Root { to: to.0.clone(), number });
-    let node = Node::begin_top(to.0, file::attributes(job, &meta), to.1, fresh);
-    let mut stack = vec![Todo { from: from.0, node, root, shown: from.1, top: true }];
+    let number = dir.meta().await.ok().map(|m| m.id.1);
+    if !fresh {
+        open_up(&dir).await;
+    }
+    let root = Arc::new(Root { to: dir.clone(), number });
+    let node = Node::begin_top(dir.clone(), file::attributes(job, &meta), shown, fresh);
+    // The directory is not finished as long as the marker is in it.
+    node.begin();
+    let mut stack = vec![Todo { from: from.0, node: Arc::clone(&node), root, shown: from.1, top: true }];
     let mut walkers: JoinSet<Vec<Todo>> = JoinSet::new();
     loop {
         while walkers.len() < WALKERS
@@ -136,6 +144,13 @@ pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: (Dir, String), 
     }
     // Every place is free again when the last file is done.
     let _ = job.places.acquire_many(job.options.jobs.max(1) as u32).await;
+    if let Some(marker) = marker.filter(|_| get(&job.totals.failures) == failures) {
+        match dir.remove(&marker).await {
+            Err(e) if !e.is_not_found() => job.failed(&Failure::of(&node.shown, e)),
+            _ => {}
+        }
+    }
+    finished(job, node).await;
 }
 
 /// Lists one directory; returns the directories in it.

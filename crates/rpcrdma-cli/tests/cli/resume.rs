@@ -145,3 +145,43 @@ fn a_copy_goes_on_when_the_server_was_killed_and_started_again() {
     assert!(child.wait().unwrap().success());
     assert!(fs::read(server.dir.join("up")).unwrap() == data);
 }
+
+/// Names in a directory.
+fn names(dir: &Path) -> Vec<String> {
+    let mut all: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn the_same_command_goes_on_with_a_tree_and_then_copies_into_it() {
+    let server = Serving::unsquashed();
+    let tree = server.dir.join("t");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    fs::write(tree.join("sub/big"), noise(LARGE, 5)).unwrap();
+    fs::write(tree.join("small"), "small").unwrap();
+    age(&tree, 7);
+    let out = server.outside("out");
+    let args = ["cp", "-r", &server.url("t"), out.to_str().unwrap()];
+    let part = out.join("sub/.big.rpcrdma-part");
+    for _ in 0..20 {
+        let mut child = program().args(args).stdout(Stdio::null()).spawn().unwrap();
+        until(|| {
+            fs::metadata(&part).is_ok_and(|m| m.len() > 60 << 20) || child.try_wait().unwrap().is_some()
+        });
+        child.kill().unwrap();
+        if child.wait().unwrap().code().is_none() && part.exists() {
+            break;
+        }
+        fs::remove_dir_all(&out).unwrap();
+    }
+    assert!(names(&out).iter().any(|n| n.starts_with(".copy-of-")), "{:?}", names(&out));
+    let said = ok(args);
+    assert!(said.contains("unchanged") || said.contains("copied 2 files"), "{said}");
+    assert_same(&tree, &out);
+    // It is complete now, so the next copy is a copy into it, as with cp.
+    ok(args);
+    assert_eq!(names(&out), ["small", "sub", "t"]);
+    assert_same(&tree, &out.join("t"));
+}
