@@ -56,6 +56,12 @@ impl Pool {
         self.len
     }
 
+    /// The most regions there can be.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.most
+    }
+
     /// Takes a region. Its content is whatever its last user left in it. `None` when all are in use.
     #[must_use]
     pub fn take(&self) -> Option<Region> {

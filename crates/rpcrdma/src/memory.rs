@@ -33,6 +33,20 @@ impl Pools {
         self.classes.iter().filter(|p| p.region_len() >= len).find_map(Pool::take)
     }
 
+    /// Whether regions of these lengths can be had at one time, when nobody else has any.
+    #[must_use]
+    pub fn can_hold(&self, lengths: impl Iterator<Item = usize>) -> bool {
+        let mut left = self.classes.each_ref().map(Pool::capacity);
+        for len in lengths {
+            let mut classes = self.classes.iter().zip(&mut left);
+            let Some((_, left)) = classes.find(|(p, left)| p.region_len() >= len && **left > 0) else {
+                return false;
+            };
+            *left -= 1;
+        }
+        true
+    }
+
     /// Bytes in use.
     #[must_use]
     pub fn in_use(&self) -> usize {
@@ -52,6 +66,13 @@ mod tests {
         let all: Vec<_> = std::iter::from_fn(|| pools.take(0)).collect();
         assert_eq!(all.len(), 9, "4 small, 4 medium, 1 large");
         assert!(pools.take(MAX_TRANSFER).is_none());
+        assert!(
+            pools.can_hold([CLASSES[0]; 9].into_iter()),
+            "what could be had counts, not what can be had now"
+        );
+        assert!(!pools.can_hold([CLASSES[0]; 10].into_iter()));
+        assert!(!pools.can_hold([CLASSES[2]; 2].into_iter()));
+        assert!(!pools.can_hold([MAX_TRANSFER + 1].into_iter()));
         drop(all);
         assert!(pools.take(MAX_TRANSFER + 1).is_none());
         assert_eq!(pools.in_use(), 0);

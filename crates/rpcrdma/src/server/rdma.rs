@@ -12,11 +12,11 @@
 //! queue pair holds the result. Every region finds its way back to its pool by being dropped.
 //!
 //! # When it breaks
-//! A lost connection drops the table. Blocking work that is under way goes on; its result is dropped, and the client,
-//! which sends the Call again on another connection, is answered from the duplicate request cache. A client that died
-//! without a word is never heard of again, as a reliable connection over InfiniBand has no keep-alive; so a connection on
-//! which nothing arrives for `idle_timeout` is closed, which costs a client that is merely idle one reconnect. Nothing that a peer
-//! sends ends more than its own connection.
+//! A lost connection drops the table. Blocking work that waits for its turn is not begun; work that is under way goes on,
+//! its result is dropped, and the client, which sends the Call again on another connection, is answered from the duplicate
+//! request cache. A client that died without a word is never heard of again, as a reliable connection over InfiniBand has
+//! no keep-alive; so a connection on which nothing arrives for `idle_timeout` is closed, which costs a client that is
+//! merely idle one reconnect. Nothing that a peer sends ends more than its own connection.
 //!
 //! # Limits
 //! Calls in hand are bounded by the posted Receives, which cover the grant and little more. Memory for chunks comes from
@@ -306,6 +306,8 @@ enum Unsent {
 /// Where blocking threads put their results.
 #[derive(Default)]
 struct Offline {
+    /// The connection is gone: what has not begun need not begin.
+    closed: bool,
     executed: Vec<Executed>,
     task: Option<Waker>,
 }
@@ -402,6 +404,11 @@ impl Connection {
     fn received(&mut self, buf: Region, len: usize) {
         let message = buf.get(..len).unwrap_or_default();
         match self.responder.receive(message) {
+            Arrived::Call(held) if !self.can_pull(&held) => {
+                self.shared.metrics.refused_calls.add(1);
+                debug!(peer = %self.origin.peer, "refused a Call: its chunks are more than there is memory");
+                self.refuse(Responder::error(held));
+            }
             Arrived::Call(held) => {
                 self.shared.metrics.calls.add(1);
                 let items = (held.reads().items.iter())
@@ -444,6 +451,13 @@ impl Connection {
             }
         }
         self.post_receives(self.responder.receives_wanted());
+    }
+
+    /// Whether there can ever be memory for a Call's chunks.
+    fn can_pull(&self, held: &HeldCall) -> bool {
+        let reads = held.reads();
+        let mut chunks = reads.call.iter().chain(&reads.items).peekable();
+        chunks.peek().is_none() || self.shared.pools.can_hold(chunks.map(|c| c.length as usize))
     }
 
     fn post_receives(&mut self, count: u32) {
@@ -580,6 +594,9 @@ impl Connection {
         let offline = Arc::clone(&self.offline);
         let origin = self.origin;
         tokio::task::spawn_blocking(move || {
+            if offline.lock().unwrap_or_else(PoisonError::into_inner).closed {
+                return;
+            }
             let mut reply = OutgoingReply::default();
             let served = body.serve(origin, Patience::Wait, &*shared.service, &shared.pools, &mut reply);
             drop(body);
@@ -768,6 +785,12 @@ impl Connection {
             Stage::Sending => call.body = None,
             _ => {}
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.offline.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
     }
 }
 
