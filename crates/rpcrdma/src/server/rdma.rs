@@ -54,6 +54,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use super::places::Places;
 use super::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service};
 use crate::{memory::Pools, metrics::ServerMetrics};
 
@@ -68,8 +69,10 @@ pub struct RdmaConfig {
     pub remote_invalidation: bool,
     /// Bounds on the chunk lists of a Call.
     pub limits: Limits,
-    /// Connections at one time; more are turned away.
+    /// Connections at one time, those that are being set up included; more are turned away.
     pub connections: usize,
+    /// Connections from one address at one time, so that no machine can lock the others out.
+    pub connections_per_peer: usize,
     /// A connection on which nothing arrives for this long, or up to twice as long, is closed.
     pub idle_timeout: Duration,
 }
@@ -82,6 +85,7 @@ impl Default for RdmaConfig {
             remote_invalidation: true,
             limits: Limits::default(),
             connections: 1024,
+            connections_per_peer: 256,
             idle_timeout: Duration::from_secs(360),
         }
     }
@@ -104,6 +108,7 @@ pub(crate) async fn serve(
     shared: Arc<Shared>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let places = Places::new(shared.config.connections, shared.config.connections_per_peer);
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -122,11 +127,17 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        if connections.len() >= shared.config.connections {
-            warn!(peer = %request.peer_addr(), "turned away: {} connections are open", connections.len());
+        let peer = request.peer_addr();
+        let Some(place) = places.take(peer.ip().to_canonical()) else {
+            debug!(%peer, "turned away: too many RDMA connections");
+            shared.metrics.refused.add(1);
             continue;
-        }
-        connections.spawn(serve_one(request, Arc::clone(&shared), stop.clone()));
+        };
+        let connection = serve_one(request, Arc::clone(&shared), stop.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(place);
+        });
     }
     drop(listener);
     let all = async { while connections.join_next().await.is_some() {} };

@@ -22,7 +22,6 @@
 //! A peer that keeps moving a few bytes at a time keeps its connection; the number of connections bounds what that costs.
 
 mod inbox;
-mod places;
 
 use std::{
     collections::VecDeque,
@@ -52,13 +51,13 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use self::{
-    inbox::{Apart, BadRecord, Inbox, Next},
-    places::Places,
-};
+use self::inbox::{Apart, BadRecord, Inbox, Next};
 use crate::{
     memory::{MAX_TRANSFER, Pools},
-    server::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
+    server::{
+        places::Places,
+        service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
+    },
     stream::{self, Pieces, SLICES},
 };
 
@@ -253,6 +252,10 @@ struct Job {
 
 impl Job {
     fn execute(mut self, service: &dyn Service, pools: &Pools, origin: Origin) {
+        // The connection is gone, and the Call has not begun: its client sends it again, or has lost interest.
+        if self.report.is_closed() {
+            return;
+        }
         let message = self.held.as_ref().map(Held::message).unwrap_or_default();
         let call = IncomingCall { origin, message, chunks: &[] };
         self.served = match service.serve(&call, Patience::Wait, pools, &mut self.reply) {
