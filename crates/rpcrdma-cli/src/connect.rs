@@ -250,7 +250,8 @@ impl Session {
 
     /// Connections that were lost and made again.
     pub(crate) fn reconnects(&self) -> u64 {
-        self.servers.iter().map(|(.., mount)| mount.metrics().losses.get()).sum()
+        let first = u64::from(self.options.nconnect);
+        self.servers.iter().map(|(.., mount)| mount.metrics().connects.get().saturating_sub(first)).sum()
     }
 
     /// Follows a URL to something that exists.
@@ -310,7 +311,7 @@ fn watch(mount: &Mount, host: &str, patience: Duration) {
                     let end = if patience.is_zero() {
                         String::new()
                     } else {
-                        format!(" for {}", units::time(patience))
+                        format!(" for {} s", patience.as_secs())
                     };
                     crate::out::note(&format!("{host} does not answer; trying{end}, Ctrl-C to stop"));
                 }

@@ -25,6 +25,7 @@ use crate::{
 /// Lost connections are made again, and nothing is lost with them. cp waits for a server that is gone until it is back,
 /// or as long as --timeout says.
 #[derive(Args)]
+#[command(override_usage = "rpcrdma cp [OPTIONS] <SOURCE>... <DESTINATION>")]
 #[command(after_help = "\
 Examples:
   rpcrdma cp nfs://server/srv/data/file .             one file, to here
@@ -34,7 +35,7 @@ Examples:
 pub(crate) struct Cp {
     /// Sources and destination: nfs://HOST[:PORT]/PATH or local paths; if the destination is a directory, copies go
     /// into it
-    #[arg(required = true, value_name = "SOURCE... DESTINATION", value_parser = Location::parser())]
+    #[arg(required = true, value_name = "PATH", value_parser = Location::parser())]
     paths: Vec<Location>,
 
     /// Directories and all in them; symlinks as symlinks

@@ -65,7 +65,7 @@ pub(crate) struct Options {
     pub(crate) hard_links: bool,
     /// Leave what is there already, and continue large files.
     pub(crate) resume: bool,
-    /// Names in the top directory that are left out.
+    /// Names that are left out, wherever they are.
     pub(crate) exclude: Vec<Vec<u8>>,
 }
 

@@ -54,7 +54,6 @@ struct Todo {
     root: Arc<Root>,
     /// What to call the source in messages.
     shown: String,
-    top: bool,
 }
 
 /// The directory at the top of the copy, which must not be copied into itself.
@@ -128,7 +127,7 @@ pub(super) async fn run(job: &Arc<Job>, from: (Dir, String), to: Top, meta: Meta
     let node = Node::begin_top(dir.clone(), file::attributes(job, &meta), shown, fresh);
     // The directory is not finished as long as the marker is in it.
     node.begin();
-    let mut stack = vec![Todo { from: from.0, node: Arc::clone(&node), root, shown: from.1, top: true }];
+    let mut stack = vec![Todo { from: from.0, node: Arc::clone(&node), root, shown: from.1 }];
     let mut walkers: JoinSet<Vec<Todo>> = JoinSet::new();
     loop {
         while walkers.len() < WALKERS
@@ -171,7 +170,7 @@ async fn list(job: &Arc<Job>, todo: &Todo, found: &mut Vec<Todo>) -> Result<(), 
             return Ok(());
         }
         for entry in page {
-            if todo.top && job.options.exclude.contains(&entry.name) {
+            if job.options.exclude.contains(&entry.name) {
                 continue;
             }
             let shown = (join(&todo.shown, &entry.name), join(&todo.node.shown, &entry.name));
@@ -214,7 +213,7 @@ async fn enter(job: &Job, todo: &Todo, entry: &Entry, shown: (String, String)) -
     }
     add(&job.totals.dirs, 1);
     let node = todo.node.below(to, file::attributes(job, &entry.object.meta), shown.1, fresh);
-    Ok(Todo { from, node, root: Arc::clone(&todo.root), shown: shown.0, top: false })
+    Ok(Todo { from, node, root: Arc::clone(&todo.root), shown: shown.0 })
 }
 
 /// Lets the owner write to a directory that an earlier copy has finished. It gets its mode again in the end.
@@ -280,8 +279,8 @@ async fn link(first: &FirstName, to: &Dir, name: &[u8]) -> Result<bool, FsError>
 
 /// Counts files and bytes below some directories.
 pub(super) async fn count(job: &Arc<Job>, dirs: Vec<Dir>) {
-    let mut stack: Vec<(Dir, bool)> = dirs.into_iter().map(|d| (d, true)).collect();
-    while let Some((dir, top)) = stack.pop() {
+    let mut stack = dirs;
+    while let Some(dir) = stack.pop() {
         let mut lister = dir.list();
         // What cannot be listed is reported by the copy itself.
         while let Ok(page) = lister.next().await
@@ -289,13 +288,13 @@ pub(super) async fn count(job: &Arc<Job>, dirs: Vec<Dir>) {
             && !job.is_aborted()
         {
             for entry in page {
-                if top && job.options.exclude.contains(&entry.name) {
+                if job.options.exclude.contains(&entry.name) {
                     continue;
                 }
                 if entry.object.meta.kind != Kind::Dir {
                     file::count_file(&job.totals.expected, &entry.object.meta);
                 } else if let Ok(below) = dir.enter(&entry.name, &entry.object).await {
-                    stack.push((below, false));
+                    stack.push(below);
                 }
             }
         }

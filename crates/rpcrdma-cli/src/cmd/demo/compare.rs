@@ -40,7 +40,7 @@ impl Comparison {
     }
 }
 
-/// Compares a tree with its copy; names in `exclude` at the top are left out. What changed since `since` (a change
+/// Compares a tree with its copy; names in `exclude` are left out. What changed since `since` (a change
 /// time of some object, so that it is from the same clock) is not compared.
 pub(super) fn trees(
     source: &Path,
@@ -50,10 +50,10 @@ pub(super) fn trees(
 ) -> Result<Comparison, (PathBuf, io::Error)> {
     let mut found = Comparison::default();
     let mut buffers = (vec![0; 1 << 17], vec![0; 1 << 17]);
-    let mut stack = vec![(source.to_owned(), copy.to_owned(), true)];
-    while let Some((source, copy, top)) = stack.pop() {
+    let mut stack = vec![(source.to_owned(), copy.to_owned())];
+    while let Some((source, copy)) = stack.pop() {
         let changed = changed_since(&stat(&source)?, since);
-        let excluded = |name: &OsString| top && exclude.iter().any(|e| e == name.as_bytes());
+        let excluded = |name: &OsString| exclude.iter().any(|e| e == name.as_bytes());
         let wanted: BTreeSet<OsString> = names(&source)?.into_iter().filter(|n| !excluded(n)).collect();
         for extra in names(&copy)?.difference(&wanted) {
             if changed {
@@ -64,9 +64,7 @@ pub(super) fn trees(
         }
         for name in wanted {
             let (a, b) = (source.join(&name), copy.join(&name));
-            if let Some(below) = object(&mut found, (&a, &b), since, changed, &mut buffers)? {
-                stack.push((below.0, below.1, false));
-            }
+            stack.extend(object(&mut found, (&a, &b), since, changed, &mut buffers)?);
         }
     }
     Ok(found)
