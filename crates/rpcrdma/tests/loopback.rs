@@ -202,3 +202,30 @@ async fn nothing_is_lost_or_repeated_under_cuts() {
 async fn several_connections_under_cuts() {
     workers_under_cuts(11, 24, 6, 3).await;
 }
+
+#[tokio::test]
+async fn one_machine_gets_only_its_share_of_connections() {
+    let mut config = ServerConfig::default();
+    config.rdma.connections_per_peer = 2;
+    let peer = Peer::start(config, None);
+    let metrics = peer.metrics();
+    let first = peer.mount(connector(|_| ()), MountConfig::default()).await;
+    let second = peer.mount(connector(|_| ()), MountConfig::default()).await;
+
+    let target: Target = format!("nfs://{}/mem", peer.at).parse().unwrap();
+    let transport = Transport::Rdma(connector(|_| ()));
+    let refused = Mount::connect(&transport, &target, MountConfig::default()).await;
+    assert!(refused.is_err(), "the share of this address is taken");
+    assert_eq!((metrics.connections.get(), metrics.refused.get()), (2, 1));
+    second.null().await.unwrap();
+
+    // A place is free as soon as its connection has ended, without another attempt in between.
+    drop(first);
+    while metrics.closed.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let third = peer.mount(connector(|_| ()), MountConfig::default()).await;
+    third.null().await.unwrap();
+    second.null().await.unwrap();
+    peer.server.stop().await;
+}

@@ -4,6 +4,7 @@
 
 mod mount;
 mod nfs3;
+mod places;
 pub mod rdma;
 pub mod rpc;
 pub mod rpcbind;
