@@ -6,9 +6,10 @@ use std::{
         fs::{MetadataExt as _, symlink},
         net::UnixListener,
     },
+    process::Stdio,
 };
 
-use crate::support::{Serving, assert_same, fails, is_root, long_ago, ok, plant, run};
+use crate::support::{Serving, assert_same, fails, is_root, long_ago, noise, ok, plant, program, run};
 
 #[test]
 fn a_tree_comes_over_whole() {
@@ -252,4 +253,41 @@ fn local_names_need_not_be_utf_8() {
     let there = server.dir.join(std::ffi::OsStr::from_bytes(b"odd\xff"));
     assert_eq!(fs::read_to_string(there).unwrap(), "odd");
     assert_eq!(ok(["cat", &server.url("odd%FF")]), "odd");
+}
+
+/// Runs a copy and returns the most memory that it was seen to have, in KiB.
+fn memory_of(args: &[&str]) -> u64 {
+    let mut child = program().args(args).stdout(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    loop {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let seen: Option<u64> = line.and_then(|l| l.trim().strip_suffix(" kB")?.trim().parse().ok());
+        most = most.max(seen.unwrap_or(0));
+        if let Some(ended) = child.try_wait().unwrap() {
+            assert!(ended.success());
+            return most;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn memory_does_not_grow_with_the_file() {
+    const MOST: u64 = 64 << 10;
+    let server = Serving::unsquashed();
+    // A hole crosses the network like data.
+    let long = fs::File::create(server.dir.join("long")).unwrap();
+    long.set_len(1 << 30).unwrap();
+    let down = server.outside("down");
+    let seen = memory_of(&["cp", &server.url("long"), down.to_str().unwrap()]);
+    assert!(seen > 0 && seen < MOST, "{seen} KiB");
+    assert_eq!(fs::metadata(&down).unwrap().len(), 1 << 30);
+    let solid = server.outside("solid");
+    fs::write(&solid, noise(100 << 20, 1)).unwrap();
+    let seen = memory_of(&["cp", solid.to_str().unwrap(), &server.url("up")]);
+    assert!(seen > 0 && seen < MOST, "{seen} KiB");
+    let seen = memory_of(&["cat", &server.url("up")]);
+    assert!(seen > 0 && seen < MOST, "{seen} KiB");
 }

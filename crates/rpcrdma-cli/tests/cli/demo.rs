@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{fails, ok, plant, run};
+use crate::support::{Serving, fails, ok, plant, run};
 
 #[test]
 fn the_demo_passes_with_cuts_and_reports_them() {
@@ -59,4 +59,16 @@ fn the_benchmark_compares() {
         ok(["bench", "--pairs", "1", "--seconds", "0.02", "--size", "1M", "--only", "null", "--crc", "on"]);
     assert_eq!(said.lines().filter(|l| l.starts_with("NULL")).count(), 2, "{said}");
     fails(2, ["bench", "--size", "5"]);
+}
+
+#[test]
+fn the_benchmark_measures_a_server_elsewhere() {
+    let server = Serving::unsquashed();
+    let short = ["--pairs", "1", "--seconds", "0.02", "--size", "2M"];
+    let said =
+        ok([&["bench", "--json", "--only", "read,getattr", "--url", &server.url("")][..], &short].concat());
+    let rows: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(rows.len(), 3);
+    assert!(rows.iter().all(|r| r.get("ratio").is_none() && r["rate"].as_f64().unwrap() > 0.0), "{said}");
+    assert_eq!(fs::read_dir(&server.dir).unwrap().count(), 0, "the file is removed");
 }
