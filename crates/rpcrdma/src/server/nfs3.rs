@@ -14,7 +14,7 @@
 //! bytes than were asked for are a legal answer. With none at all it is JUKEBOX, and the client comes back.
 //!
 //! # Limits
-//! READ and WRITE move at most [`TRANSFER_MAX`] bytes, a directory listing has at most as many.
+//! READ and WRITE move at most [`TRANSFER_MAX`] bytes, a directory listing has at most [`LISTING_MAX`].
 
 use std::{net::IpAddr, ops::ControlFlow};
 
@@ -42,8 +42,12 @@ use crate::{
     server::service::Patience,
 };
 
-/// Most bytes of one READ or WRITE, and of a directory listing.
+/// Most bytes of one READ or WRITE.
 pub(super) const TRANSFER_MAX: u32 = 1 << 20;
+
+/// Most bytes of a directory listing, whatever the client has room for. Listings do not come from the pools, so this is
+/// what bounds the memory, and the time without others, that a Call of a few bytes costs.
+pub(super) const LISTING_MAX: u32 = 128 << 10;
 
 /// What a READ makes do with when the pools are short, in bytes.
 const SMALLER: [usize; 2] = [128 << 10, 16 << 10];
@@ -214,12 +218,12 @@ pub(super) fn execute(
             }
         },
         Args::ReadDir(a) => {
-            let count = a.count.min(TRANSFER_MAX);
+            let count = a.count.min(LISTING_MAX);
             let from = ReadDir { cookie: a.cookie, verifier: a.verifier, plus: false, room: count as usize };
             list(place, &a.dir, &from, Budget { dircount: None, count }, w);
         }
         Args::ReadDirPlus(a) => {
-            let count = a.maxcount.min(TRANSFER_MAX);
+            let count = a.maxcount.min(LISTING_MAX);
             let from = ReadDir { cookie: a.cookie, verifier: a.verifier, plus: true, room: count as usize };
             list(place, &a.dir, &from, Budget { dircount: Some(a.dircount), count }, w);
         }
@@ -275,7 +279,7 @@ fn carried(info: FsInfo) -> FsInfo {
         rtpref: info.rtpref.min(TRANSFER_MAX),
         wtmax: info.wtmax.min(TRANSFER_MAX),
         wtpref: info.wtpref.min(TRANSFER_MAX),
-        dtpref: info.dtpref.min(TRANSFER_MAX),
+        dtpref: info.dtpref.min(LISTING_MAX),
         ..info
     }
 }

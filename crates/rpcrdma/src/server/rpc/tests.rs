@@ -362,12 +362,27 @@ fn directories_are_listed_within_the_budget() {
 }
 
 #[test]
+fn a_listing_is_no_longer_than_the_server_likes() {
+    let mut rig = Rig::new();
+    let dir = rig.root();
+    (0..2000).for_each(|n| drop(rig.file(format!("{n:0>200}").as_bytes(), b"")));
+    let verifier = CookieVerifier::default();
+    let plain = rig.call(&ReadDirArgs { dir, cookie: 0, verifier, count: u32::MAX });
+    let part = ok(ReadDirResult::decode(&mut Reader::new(&plain)));
+    assert!(!part.eof && plain.len() <= (128 << 10) + 4, "{}", plain.len());
+    let most = u32::MAX;
+    let plus = rig.call(&ReadDirPlusArgs { dir, cookie: 0, verifier, dircount: most, maxcount: most });
+    let part = ok(ReadDirPlusResult::decode(&mut Reader::new(&plus)));
+    assert!(!part.eof && plus.len() <= (128 << 10) + 4, "{}", plus.len());
+}
+
+#[test]
 fn filesystems_describe_themselves() {
     let mut rig = Rig::new();
     let root = rig.root();
     let bytes = rig.call(&FsInfoArgs { root });
     let info = ok(FsInfoResult::decode(&mut Reader::new(&bytes))).info;
-    assert_eq!((info.rtmax, info.wtmax, info.dtpref), (1 << 20, 1 << 20, 1 << 20));
+    assert_eq!((info.rtmax, info.wtmax, info.dtpref), (1 << 20, 1 << 20, 128 << 10));
     let bytes = rig.call(&FsStatArgs { root });
     assert!(ok(FsStatResult::decode(&mut Reader::new(&bytes))).stat.total_bytes > 0);
     let bytes = rig.call(&PathConfArgs { object: root });
