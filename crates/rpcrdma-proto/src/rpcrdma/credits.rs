@@ -128,13 +128,13 @@ pub struct Promises {
     held: u32,
 }
 
-/// A Reply cannot carry even a grant of 1: no Receive is posted for the Call that it allows.
+/// A Reply may not leave: no Receive is posted for the Call that it allows, or too few for those allowed before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoReceive;
 
 impl core::fmt::Display for NoReceive {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("a Reply may not leave before a Receive is posted for the next Call")
+        f.write_str("a Reply may not leave before Receives are posted for the Calls that it allows")
     }
 }
 
@@ -205,11 +205,12 @@ impl Promises {
     /// one before its own Reply, so they count.
     ///
     /// # Errors
-    /// [`NoReceive`] when nothing is posted that could take even one Call; post first.
+    /// [`NoReceive`] when nothing is posted that could take even one Call, or what is posted would no longer cover what
+    /// earlier Replies have promised; post first.
     pub fn answer(&mut self) -> Result<u32, NoReceive> {
         let held = self.held.saturating_sub(1);
         let covered = self.posted.saturating_add(held);
-        if self.posted == 0 {
+        if self.posted == 0 || covered < self.promised {
             return Err(NoReceive);
         }
         self.held = held;
@@ -325,6 +326,25 @@ mod tests {
         assert_eq!(p.answer(), Err(NoReceive));
         p.receive_posted();
         assert_eq!(p.answer(), Ok(1));
+    }
+
+    #[test]
+    fn no_reply_leaves_what_was_promised_uncovered() {
+        let mut p = Promises::new(4);
+        (0..4).for_each(|_| p.receive_posted());
+        p.receive_consumed();
+        p.hold();
+        p.receive_posted();
+        assert_eq!(p.answer(), Ok(4));
+        (0..2).for_each(|_| {
+            p.receive_consumed();
+            p.hold();
+        });
+        // Two are posted and one would be left in hand: a Call short of the four that the client may send.
+        assert_eq!(p.answer(), Err(NoReceive));
+        p.receive_posted();
+        assert_eq!(p.answer(), Ok(4));
+        assert!(p.covered());
     }
 
     #[test]

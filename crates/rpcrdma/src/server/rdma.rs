@@ -500,7 +500,8 @@ impl Connection {
         let buf = self.inline.take()?;
         // Not before the Reply can leave: in the hands of a client that floods us, one more Receive is one more Call.
         self.post_receives(self.responder.receives_wanted_to_answer());
-        (self.responder.promises().posted() > 0).then_some(buf)
+        let short = self.responder.receives_wanted_to_answer() > 0 || self.responder.promises().posted() == 0;
+        (!short).then_some(buf)
     }
 
     /// Sends Replies that have waited for room. Whether any left.
