@@ -160,6 +160,8 @@ impl Dialer {
             sent_before_answer: 0,
             timer: Box::pin(sleep(self.config.call_timeout)),
             slots: 0,
+            refused: false,
+            retry: Box::pin(sleep(Duration::ZERO)),
         })
     }
 }
@@ -389,7 +391,14 @@ pub(crate) struct Connection {
     timer: Pin<Box<Sleep>>,
     /// Slots of the Send queue in use.
     slots: usize,
+    /// A registration was refused, and nothing is on its way back that would tell when to try again.
+    refused: bool,
+    /// When to try then.
+    retry: Pin<Box<Sleep>>,
 }
+
+/// How long a Call without a registration waits before it tries again.
+const RETRY: Duration = Duration::from_millis(5);
 
 impl Connection {
     /// What is known of the server.
@@ -425,6 +434,12 @@ impl Connection {
             let sent = self.send_waiting(dialer, calls);
             if !moved && !sent {
                 break;
+            }
+        }
+        if self.refused {
+            // Others may never finish, because there are none.
+            while self.retry.as_mut().poll(cx).is_ready() {
+                self.retry.as_mut().reset(Instant::now() + RETRY);
             }
         }
         self.check_silence(cx, dialer);
@@ -477,6 +492,7 @@ impl Connection {
     /// Sends Calls while there are permits. Whether any was sent.
     fn send_waiting(&mut self, dialer: &Dialer, calls: &mut Calls) -> bool {
         let mut sent = false;
+        self.refused = false;
         while let Some(&index) = calls.waiting.front() {
             match self.send(index, dialer, calls) {
                 Sent::Yes => {
@@ -574,6 +590,7 @@ impl Connection {
             for (stag, _) in &active.exposures {
                 self.qp.invalidate(*stag);
             }
+            self.refused = true;
             return Sent::NotNow;
         }
         let now = dialer.epoch.elapsed();
