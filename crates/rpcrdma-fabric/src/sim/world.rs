@@ -317,12 +317,16 @@ impl World {
 
     pub(super) fn remove_device(&mut self, node: IpAddr, down: u64) {
         self.down.insert(node, self.now + Duration::from_millis(down));
+        self.last_fault = self.now;
         let ids: Vec<ConnId> = self.conns.keys().copied().collect();
         for conn in ids {
             for side in [Side::Active, Side::Passive] {
                 let Some(c) = self.conns.get_mut(&conn) else { continue };
                 let here = c.ends[side.index()].as_ref().is_some_and(|e| e.addr.ip() == node);
                 if here {
+                    let side_down = What::Remove { side, down };
+                    self.tell(conn, side, EventKind::Fault(Fault { when: When::Before, what: side_down }));
+                    let Some(c) = self.conns.get_mut(&conn) else { continue };
                     // Nobody is left who could tell the other end.
                     c.silent = true;
                     self.die(conn, side, Lost::Io(ErrorKind::NotConnected));
