@@ -52,6 +52,8 @@ pub struct Account {
     closed: bool,
     /// Receives posted at the client and at the server.
     pub posted: [usize; 2],
+    /// Ends that have been dropped.
+    gone: [bool; 2],
     /// Regions exposed by the client.
     pub exposed: usize,
 }
@@ -137,11 +139,16 @@ impl Checker {
             EventKind::Handed(Completion::Received { buf, len, .. }) if event.side == Side::Active => {
                 self.reply_handed(conn, buf.get(..*len).unwrap_or_default());
             }
-            EventKind::Dropped if event.side == Side::Active => account.exposed = 0,
+            EventKind::Dropped => {
+                account.gone[event.side as usize] = true;
+            }
             _ => {}
         }
         if event.view.is_open() {
             self.covered(conn, event.side, event.view);
+        }
+        if self.conns.get(&conn).is_some_and(|a| a.gone == [true; 2]) {
+            self.conns.remove(&conn);
         }
     }
 

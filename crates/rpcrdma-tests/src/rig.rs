@@ -26,6 +26,7 @@ use rpcrdma::{
     memory::Pools,
     metrics::ServerMetrics,
     nfs::v3::Proc,
+    proto::drc,
     server::{
         RpcService, Server, ServerConfig, Service,
         service::{IncomingCall, OutgoingReply, Patience, Served},
@@ -353,7 +354,11 @@ fn service(seed: u64) -> RpcService {
     let memory = MemoryExport::new(key, MemoryOptions::default());
     let rules = ExportRules { squash: Squash::None, ..ExportRules::default() };
     exports.add("/mem", Arc::new(memory), rules).expect("the first name is free");
-    RpcService::new(exports)
+    // Small enough to be full soon, and more than enough for what is outstanding.
+    RpcService::with_cache(
+        exports,
+        drc::Limits { max_entries: 512, max_bytes: 1 << 20, ..drc::Limits::default() },
+    )
 }
 
 /// Runs a workload to its end and everything after it down to the last connection.
