@@ -44,6 +44,8 @@ pub struct Account {
     pub promised: u32,
     /// Calls that arrived at the server and are not answered.
     pub held: BTreeSet<Xid>,
+    /// The client's node.
+    node: Option<IpAddr>,
     /// Whether client and server are ours.
     ours: [bool; 2],
     /// Something broke it.
@@ -68,6 +70,8 @@ pub struct Checker {
     messages: BTreeMap<(IpAddr, Xid), u64>,
     /// A device has been away: its connections are lost for a reason.
     removed: bool,
+    /// Nodes whose connections something broke.
+    struck: BTreeSet<IpAddr>,
     broken: Vec<String>,
     /// Calls sent, and how many of them again.
     pub calls: (u64, u64),
@@ -83,6 +87,12 @@ impl Checker {
     #[must_use]
     pub fn verdict(&self) -> Option<&str> {
         self.broken.first().map(String::as_str)
+    }
+
+    /// Whether something broke a connection of this client's node.
+    #[must_use]
+    pub fn struck(&self, node: IpAddr) -> bool {
+        self.removed || self.struck.contains(&node)
     }
 
     /// Notes a broken rule.
@@ -114,12 +124,17 @@ impl Checker {
         match &event.kind {
             EventKind::Connect { to } => {
                 account.promised = 1;
-                account.ours = [event.addr.ip(), to.ip()].map(|node| !self.odd.contains(&node));
+                let nodes = [event.addr.ip(), to.ip()];
+                account.ours = nodes.map(|node| !self.odd.contains(&node));
+                account.node = Some(nodes[0]);
             }
             EventKind::Fault(fault) => match fault.what {
                 What::Registration => {}
                 What::Remove { .. } => self.removed = true,
-                _ => account.faulted = true,
+                _ => {
+                    account.faulted = true;
+                    self.struck.extend(account.node);
+                }
             },
             EventKind::Shutdown(Shutdown::Graceful) => account.closed = true,
             EventKind::Lost(lost) => self.lost(conn, lost),

@@ -43,8 +43,8 @@ pub struct Raw {
     reclaimed: VecDeque<(Stag, Region)>,
     done: Vec<Completion>,
     lost: Option<Lost>,
-    /// Receives that are posted again when they are used.
-    repost: bool,
+    /// Work that the Send queue had no room for.
+    outbox: VecDeque<Work>,
 }
 
 impl Raw {
@@ -64,7 +64,8 @@ impl Raw {
             limits: QpLimits::default(),
         };
         let connector = sim.connector(node);
-        let qp = connector.connect(to, start).await.map_err(|e| e.to_string())?;
+        let made = timeout(Duration::from_secs(5), connector.connect(to, start)).await;
+        let qp = made.map_err(|_| "no connection in 5 s".to_owned())?.map_err(|e| e.to_string())?;
         Ok(Self::new(qp))
     }
 
@@ -76,19 +77,28 @@ impl Raw {
             reclaimed: VecDeque::new(),
             done: Vec::new(),
             lost: None,
-            repost: true,
+            outbox: VecDeque::new(),
         }
     }
 
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8], invalidate: Option<Stag>) {
         let buf = Region::from(bytes);
-        // A refusal shows in the next answer that does not come.
-        let _ = self.qp.post(Work::Send { id: 0, buf, len: bytes.len(), invalidate });
+        self.outbox.push_back(Work::Send { id: 0, buf, len: bytes.len(), invalidate });
+        self.post();
+    }
+
+    fn post(&mut self) {
+        while let Some(work) = self.outbox.pop_front() {
+            if let Err(refused) = self.qp.post(work) {
+                return self.outbox.push_front(refused.item);
+            }
+        }
     }
 
     fn turn(&mut self, cx: &mut std::task::Context<'_>) {
         while self.lost.is_none() {
+            self.post();
             match self.qp.poll(cx, &mut self.done) {
                 Poll::Pending => break,
                 Poll::Ready(Err(lost)) => self.lost = Some(lost),
@@ -98,9 +108,8 @@ impl Raw {
                 match completion {
                     Completion::Received { buf, len, invalidated } => {
                         self.messages.push_back((buf[..len].to_vec(), invalidated));
-                        if self.repost {
-                            let _ = self.qp.post_recv(buf);
-                        }
+                        // On a lost connection it does not matter.
+                        let _ = self.qp.post_recv(buf);
                     }
                     Completion::Done { op: Op::Read, buf, .. } => self.reads.push_back(buf),
                     Completion::Reclaimed { stag, buf } => self.reclaimed.push_back((stag, buf)),
@@ -155,7 +164,8 @@ impl Raw {
         if len == 0 {
             return Some(Vec::new());
         }
-        self.qp.post(Work::Read { id: 0, buf: Region::alloc(len), at: 0, from: remote(from) }).ok()?;
+        self.outbox.push_back(Work::Read { id: 0, buf: Region::alloc(len), at: 0, from: remote(from) });
+        self.post();
         poll_fn(|cx| {
             self.turn(cx);
             match self.reads.pop_front() {
@@ -271,7 +281,7 @@ async fn serve_one(mut raw: Raw, peer: SocketAddr, service: &RpcService, mut tam
         for draft in drafts {
             for (data, chunk) in draft.writes {
                 let buf = Region::from(&data[..]);
-                raw.qp.post(Work::Write { id: 0, buf, at: 0, to: remote(&chunk) }).ok()?;
+                raw.outbox.push_back(Work::Write { id: 0, buf, at: 0, to: remote(&chunk) });
             }
             raw.send(&message(&draft.header, &draft.payload), draft.invalidate);
         }

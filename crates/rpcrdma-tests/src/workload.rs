@@ -1,16 +1,20 @@
 //! What clients do: every operation has to succeed, exactly once.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use rpcrdma::{
     client::Mount,
     fabric::Region,
     nfs::v3::{CreateMode, Handle, SetAttributes, Stable},
+    proto::rpcrdma::{Body, ChunkLists, Credits, Header, RdmaError, Xid},
 };
 use tokio::task::JoinSet;
 
-use crate::rig::{World, client};
+use crate::{
+    odd::{self, Raw},
+    rig::{SERVER, World, client},
+};
 
 /// Bytes that tell their place.
 #[must_use]
@@ -163,6 +167,10 @@ pub async fn mixed(w: Arc<World>) -> Result<(), String> {
             join(&mut tasks).await
         });
     }
+    if rng.random_range(0..4) == 0 {
+        let w = Arc::clone(&w);
+        tasks.spawn(async move { nonsense(&w, rng).await });
+    }
     join(&mut tasks).await?;
     // Nothing is left, so everything that was made was removed once.
     let mount = w.mount(client(9)).await;
@@ -226,6 +234,42 @@ async fn one_round(w: &World, mount: &Mount, name: &str, rng: &mut SmallRng) -> 
     let done = w.operation(mount.rename((root, name.as_bytes()), (root, moved.as_bytes()))).await;
     done.map_err(|e| failed("RENAME", e))?;
     w.operation(mount.remove(root, moved.as_bytes())).await.map_err(|e| failed("REMOVE", e))?;
+    Ok(())
+}
+
+/// A client that sends messages that make no sense, but never more than it has credits for: its Calls in between are
+/// answered, unless something breaks its connection.
+async fn nonsense(w: &World, mut rng: SmallRng) -> Result<(), String> {
+    let node = client(66);
+    w.log.checker(|c| c.odd(node));
+    for _ in 0..3 {
+        let done = nonsense_once(w, node, &mut rng).await;
+        match done {
+            Err(why) if !w.log.checker(|c| c.struck(node)) => {
+                return Err(format!("a Call between nonsense: {why}"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn nonsense_once(w: &World, node: IpAddr, rng: &mut SmallRng) -> Result<(), String> {
+    let mut raw = Raw::connect(&w.sim, node, SERVER, 8).await?;
+    let header = |body| Header::new(Xid(0), Credits(1), body);
+    for xid in 0..20 {
+        raw.send(&odd::null(xid, 1, ChunkLists::default()), None);
+        raw.reply().await?;
+        match rng.random_range(0..3) {
+            0 => raw.send(b"too short", None),
+            1 => raw.send(&odd::message(&header(Body::Error(RdmaError::Chunk)), &[]), None),
+            _ => {
+                let mut retired = odd::null(xid, 1, ChunkLists::default());
+                retired[15] = 3;
+                raw.send(&retired, None);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::{
     env,
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -35,6 +35,11 @@ fn one(seed: u64) -> Outcome {
 
 /// Runs seeds from `first` on, on both cores, while `go_on` says so.
 fn many(first: u64, go_on: impl Fn(u64) -> bool + Sync) -> Sum {
+    many_until(first, go_on, &AtomicBool::new(false))
+}
+
+/// The same; `failed` is set when one fails.
+fn many_until(first: u64, go_on: impl Fn(u64) -> bool + Sync, failed: &AtomicBool) -> Sum {
     let next = AtomicU64::new(first);
     let sum = Mutex::new(Sum::default());
     thread::scope(|scope| {
@@ -54,6 +59,7 @@ fn many(first: u64, go_on: impl Fn(u64) -> bool + Sync) -> Sum {
                     sum.calls += outcome.calls.0;
                     sum.again += outcome.calls.1;
                     if outcome.verdict.is_err() {
+                        failed.store(true, Ordering::Relaxed);
                         sum.failures.push(outcome);
                     }
                 }
@@ -94,6 +100,20 @@ fn two_thousand_seeds() {
     let sum = many(1, |seed| seed <= 2000);
     report(&sum, start.elapsed());
     assert!(sum.faults > 5000 && sum.again > 5000, "too little was broken: {} faults", sum.faults);
+}
+
+/// Looks for the first seed that fails; for mistakes that were made on purpose.
+#[test]
+#[ignore = "fails only for a program with a mistake in it"]
+fn hunt() {
+    let seeds = env::var("RPCRDMA_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1000);
+    let found = AtomicBool::new(false);
+    let sum = many_until(1, |seed| seed <= seeds && !found.load(Ordering::Relaxed), &found);
+    if let Some(first) = sum.failures.iter().min_by_key(|f| f.seed) {
+        println!("FOUND by seed {}: {}", first.seed, first.verdict.as_ref().unwrap_err());
+        panic!("{first}");
+    }
+    println!("NOT FOUND by {} seeds", sum.runs);
 }
 
 #[test]
