@@ -1,4 +1,4 @@
-//! Runs every target on its committed corpus, without a fuzzing engine, and keeps the corpus in step with the code.
+//! Runs every target on its committed corpus, without a fuzzing engine, and on damaged copies of what the corpus is made from.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -8,29 +8,21 @@ fn corpus() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus"))
 }
 
-/// With `WRITE_CORPUS` set in the environment the files are written instead of compared.
+/// With `WRITE_CORPUS` set in the environment the files are written. Their content is not compared: a seed that the
+/// code would make otherwise today is still a good seed.
 #[test]
-fn the_committed_corpus_is_what_the_code_makes() {
+fn every_seed_is_in_the_committed_corpus() {
     let seeds = seeds::all();
     let names: BTreeSet<_> = seeds.iter().map(|s| (s.target, s.name.clone())).collect();
     assert_eq!(names.len(), seeds.len(), "every seed has a name of its own");
-    if std::env::var_os("WRITE_CORPUS").is_some() {
-        for seed in &seeds {
-            let dir = corpus().join(seed.target);
-            fs::create_dir_all(&dir).unwrap();
-            fs::write(dir.join(&seed.name), &seed.bytes).unwrap();
-        }
-    }
     for seed in seeds {
-        let path = corpus().join(seed.target).join(&seed.name);
-        let file = fs::read(&path)
-            .unwrap_or_else(|e| panic!("{}: {e}; write it with WRITE_CORPUS=1", path.display()));
-        assert_eq!(
-            file,
-            seed.bytes,
-            "{} is not what the code makes; WRITE_CORPUS=1 writes it",
-            path.display()
-        );
+        let dir = corpus().join(seed.target);
+        let path = dir.join(&seed.name);
+        if std::env::var_os("WRITE_CORPUS").is_some() {
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(&path, &seed.bytes).unwrap();
+        }
+        assert!(path.exists(), "{} is missing; WRITE_CORPUS=1 writes it", path.display());
     }
 }
 
