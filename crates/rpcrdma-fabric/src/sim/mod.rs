@@ -15,7 +15,8 @@
 //!   connection. Whoever asks for more loses the connection.
 //! * Completions of Sends are late, now and then very late, and come in whatever order relative to Receives. A dying
 //!   queue pair may still take work, first reports what it had completed, and flushes its queues in either order.
-//! * Send queues, exposed regions and RDMA Reads (IRD, ORD) are limited; registration may fail.
+//! * Queues, exposed regions and RDMA Reads (IRD, ORD) are limited, and what a queue pair starts with beyond its limit is
+//!   not posted; registration may fail.
 //!
 //! # Faults
 //! Every event of a connection (connect, accept, post, transmission, arrival, completion, exposure, invalidation) is a

@@ -415,16 +415,17 @@ impl World {
 
     // Making connections.
 
-    pub(super) fn connect(&mut self, node: IpAddr, to: SocketAddr, start: Start) -> ConnId {
+    pub(super) fn connect(&mut self, node: IpAddr, to: SocketAddr, mut start: Start) -> ConnId {
         self.made += 1;
         let conn = self.made;
         let port = self.ports.entry(node).or_insert(40_000);
         *port = port.checked_add(1).unwrap_or(40_001);
         let from = SocketAddr::new(node, *port);
         let limits = self.profile.limits;
+        start.recvs.truncate(limits.recvs.min(start.limits.recvs));
         let recvs = start.recvs.len();
         let limits = crate::QpLimits {
-            recvs: limits.recvs.min(start.limits.recvs).max(recvs),
+            recvs: limits.recvs.min(start.limits.recvs),
             sends: limits.sends.min(start.limits.sends),
             exposed: limits.exposed.min(start.limits.exposed),
             outbound_reads: limits.outbound_reads.min(start.limits.outbound_reads),
@@ -497,7 +498,7 @@ impl World {
     }
 
     /// The passive side takes the connection.
-    pub(super) fn accept(&mut self, conn: ConnId, start: Start) -> bool {
+    pub(super) fn accept(&mut self, conn: ConnId, mut start: Start) -> bool {
         let after = self.begin(conn, Side::Passive, StepKind::Accept);
         let device = self.profile.limits;
         let Some(c) = self.conns.get_mut(&conn) else { return false };
@@ -505,9 +506,10 @@ impl World {
             self.finish(conn, after);
             return false;
         };
+        start.recvs.truncate(device.recvs.min(start.limits.recvs));
         let recvs = start.recvs.len();
         let limits = crate::QpLimits {
-            recvs: device.recvs.min(start.limits.recvs).max(recvs),
+            recvs: device.recvs.min(start.limits.recvs),
             sends: device.sends.min(start.limits.sends),
             exposed: device.exposed.min(start.limits.exposed),
             outbound_reads: device.outbound_reads.min(start.limits.outbound_reads),
