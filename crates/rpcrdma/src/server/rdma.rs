@@ -192,6 +192,8 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
         reply: OutgoingReply::default(),
         offline: Arc::default(),
         returned: Vec::new(),
+        blocking: 0,
+        blocked: VecDeque::new(),
         arrivals: 0,
         slots: 0,
         unsent: VecDeque::new(),
@@ -340,6 +342,9 @@ struct Connection {
     reply: OutgoingReply,
     offline: Arc<Mutex<Offline>>,
     returned: Vec<Executed>,
+    /// Calls on blocking threads or in line for them, and those that this connection holds back.
+    blocking: usize,
+    blocked: VecDeque<usize>,
     /// Messages, and data that we asked for.
     arrivals: u64,
     /// Slots of the Send queue in use.
@@ -360,6 +365,8 @@ fn work_id(index: usize, mark: u64) -> u64 {
 
 /// How long a client may take to complete the set-up of its connection.
 const SETUP: Duration = Duration::from_secs(10);
+/// Calls of one connection on blocking threads at one time: others want some too.
+const BLOCKING: usize = 16;
 /// Turns without a break before others on this thread get theirs.
 const TURNS: usize = 32;
 /// How long a Call without memory waits before it looks again.
@@ -599,12 +606,17 @@ impl Connection {
         self.reply = reply;
     }
 
-    /// Moves a Call to a blocking thread.
+    /// Moves a Call to a blocking thread, or to the queue for them if this connection has its share of threads.
     fn execute_offline(&mut self, index: usize) {
+        if self.blocking >= BLOCKING {
+            self.blocked.push_back(index);
+            return;
+        }
         let Some(body) = self.calls.get_mut(index).and_then(|c| c.body.take()) else { return };
         let shared = Arc::clone(&self.shared);
         let offline = Arc::clone(&self.offline);
         let origin = self.origin;
+        self.blocking += 1;
         tokio::task::spawn_blocking(move || {
             if offline.lock().unwrap_or_else(PoisonError::into_inner).closed {
                 return;
@@ -636,9 +648,15 @@ impl Connection {
         let mut returned = std::mem::take(&mut self.returned);
         let any = !returned.is_empty();
         for Executed { index, served, mut reply } in returned.drain(..) {
+            self.blocking -= 1;
             self.served(index, served, &mut reply);
         }
         self.returned = returned;
+        while self.blocking < BLOCKING
+            && let Some(index) = self.blocked.pop_front()
+        {
+            self.execute_offline(index);
+        }
         any
     }
 

@@ -92,7 +92,7 @@ impl Default for Limits {
         Self {
             connections: 1024,
             connections_per_peer: 256,
-            calls: 128,
+            calls: 32,
             outbox: 4 << 20,
             record: MAX_TRANSFER,
             fragments: 1024,
