@@ -95,6 +95,16 @@ impl Serving {
         Self { child, dir, scratch, options, rdma, tcp }
     }
 
+    /// Stops the server's processor time: its connections stay, and nothing answers.
+    pub(crate) fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Undoes [`Self::freeze`].
+    pub(crate) fn thaw(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
     /// Ends the server without a word, and starts another one in its place.
     pub(crate) fn kill_and_restart(&mut self) {
         self.child.kill().unwrap();

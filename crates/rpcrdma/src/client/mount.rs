@@ -1,6 +1,7 @@
 //! From a URL to a mounted export: connections, MOUNT, and what the file system is like.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -18,6 +19,8 @@ use rpcrdma_proto::{
     rpcbind::{self, Mapping},
     xdr::{Decode, Encode, Reader, Writer},
 };
+
+use tokio::time::timeout;
 
 use super::{
     Target,
@@ -160,7 +163,8 @@ impl Mount {
         let xids = seed.map_or_else(Xids::of_process, |seed| Xids::starting_at(seed as u32));
         for nth in 0..config.nconnect.clamp(1, 64) as u64 {
             let (channel, inbox) = channel(config.calls, xids.clone());
-            let config = RdmaConfig { seed: seed.map(|seed| seed.wrapping_add(nth)), ..config.rdma.clone() };
+            let config = RdmaConfig { seed: seed.map(|seed| seed.wrapping_add(nth)), ..config.rdma.clone() }
+                .within_give_up();
             match transport {
                 Transport::Rdma(connector) => {
                     let dialer =
@@ -170,8 +174,9 @@ impl Mount {
                     tokio::spawn(rdma::run(dialer, inbox, Some(first)));
                 }
                 Transport::Tcp => {
-                    let first =
-                        tcp::connect(to).await.map_err(|error| Error::Connect { to, error: error.into() })?;
+                    let first = timeout(config.connect_timeout, tcp::connect(to)).await;
+                    let first = first.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                    let first = first.map_err(|error| Error::Connect { to, error: error.into() })?;
                     "TCP".clone_into(&mut carrier);
                     tokio::spawn(tcp::run(to, config, inbox, Some(first), Arc::clone(&metrics)));
                 }
@@ -321,7 +326,7 @@ fn credential(identity: &Identity, seed: Option<u64>) -> Vec<u8> {
 async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Error> {
     let fail = |error| Error::Resolve { host: host.to_owned(), error };
     let mut addrs = tokio::net::lookup_host((host, port)).await.map_err(fail)?;
-    addrs.next().ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))
+    addrs.next().ok_or_else(|| fail(io::ErrorKind::NotFound.into()))
 }
 
 fn handle(result: MntResult, path: &[u8]) -> Result<Handle, Error> {

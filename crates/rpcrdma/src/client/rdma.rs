@@ -83,6 +83,18 @@ pub struct RdmaConfig {
     pub seed: Option<u64>,
 }
 
+impl RdmaConfig {
+    /// The same, with no wait longer than a Call is tried: a Call that is given up early must not wait longer than that
+    /// for a silent peer.
+    pub(crate) fn within_give_up(mut self) -> Self {
+        if let Some(most) = self.give_up {
+            self.call_timeout = self.call_timeout.min(most);
+            self.connect_timeout = self.connect_timeout.min(most);
+        }
+        self
+    }
+}
+
 impl Default for RdmaConfig {
     fn default() -> Self {
         Self {
@@ -115,12 +127,10 @@ impl Dialer {
     pub(crate) fn new(
         connector: Arc<dyn Connector>,
         to: SocketAddr,
-        mut config: RdmaConfig,
+        config: RdmaConfig,
         pools: Pools,
         metrics: Arc<ClientMetrics>,
     ) -> Self {
-        // A Call that is given up early must not wait longer than that for a silent peer.
-        config.call_timeout = config.give_up.map_or(config.call_timeout, |g| g.min(config.call_timeout));
         // Receives for the window and to spare, as many Sends, and Replies that callers still look at.
         let messages = (config.credits as usize + 16) * 4;
         let inline = Pool::new(config.inline as usize, messages);
