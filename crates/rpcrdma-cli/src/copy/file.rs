@@ -230,7 +230,16 @@ async fn copy_file(
         let meta = object.meta;
         let copy =
             Copy { job, source: &source, meta, chunk: from.io_size().min(to.io_size()).max(512), shown };
-        let sink = copy.contents(to, &part).await?;
+        let sink = match copy.contents(to, &part).await {
+            Ok(sink) => sink,
+            Err(failure) => {
+                // A short part is not continued, so it only takes room.
+                if meta.size < RESUME_FROM && !failure.is_fatal() {
+                    let _ = to.remove(&part).await;
+                }
+                return Err(failure);
+            }
+        };
         let now = source.meta().await.map_err(|e| Failure::of(shown.0, e))?;
         if now.size != meta.size || now.mtime != meta.mtime {
             object.meta = now;

@@ -145,8 +145,8 @@ pub(crate) struct Job {
     places: Arc<Semaphore>,
     /// The server is gone for good.
     aborted: AtomicBool,
-    /// First names of files with several.
-    seen: Mutex<HashMap<(u64, u64), tree::FirstName>>,
+    /// First names of files with several. Who copies the first one holds the lock of its entry meanwhile.
+    seen: Mutex<HashMap<(u64, u64), tree::Names>>,
     report: Box<dyn Fn(&Failure) + Send + Sync>,
 }
 
@@ -183,8 +183,15 @@ impl Job {
         self.aborted.load(Ordering::Relaxed)
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, u64), tree::FirstName>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ends the copy where it stands; what fails from now on is not reported.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::Relaxed);
+    }
+
+    /// The names that a file with several has at the destination.
+    fn names(&self, id: (u64, u64)) -> tree::Names {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(seen.entry(id).or_default())
     }
 
     /// Copies the contents of a directory, which comes with what to call it in messages, and all below it.

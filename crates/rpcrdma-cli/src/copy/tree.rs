@@ -29,7 +29,10 @@ use crate::{
 /// Directories listed at one time.
 const WALKERS: usize = 8;
 
-/// The first name of a file that has several.
+/// The first name of a file that has several, once it has been copied.
+pub(super) type Names = Arc<tokio::sync::Mutex<Option<FirstName>>>;
+
+/// A name at the destination.
 #[derive(Clone)]
 pub(super) struct FirstName {
     dir: Dir,
@@ -250,20 +253,27 @@ async fn one(
     if file::is_part(&entry.name) {
         return Err(Failure::of(shown.0, "left out, because it is the part of a copy that was interrupted"));
     }
-    if job.options.hard_links && meta.nlink > 1 {
-        let first = job.seen().get(&meta.id).cloned();
-        if let Some(first) = first
-            && link(&first, to, &entry.name).await.map_err(|e| Failure::of(shown.1, e))?
-        {
-            add(&job.totals.links, 1);
-            return Ok(());
-        }
+    if !job.options.hard_links || meta.nlink < 2 {
+        return file::copy_object(
+            job,
+            (from, &entry.name, entry.object),
+            (to, &entry.name),
+            node.fresh,
+            shown,
+        )
+        .await;
+    }
+    // Further names wait for the first one to be copied.
+    let names = job.names(meta.id);
+    let mut first = names.lock().await;
+    if let Some(first) = &*first
+        && link(first, to, &entry.name).await.map_err(|e| Failure::of(shown.1, e))?
+    {
+        add(&job.totals.links, 1);
+        return Ok(());
     }
     file::copy_object(job, (from, &entry.name, entry.object), (to, &entry.name), node.fresh, shown).await?;
-    if job.options.hard_links && meta.nlink > 1 {
-        // Of two names that were copied at the same time, one stays a file of its own.
-        job.seen().entry(meta.id).or_insert_with(|| FirstName { dir: to.clone(), name: entry.name.clone() });
-    }
+    first.get_or_insert_with(|| FirstName { dir: to.clone(), name: entry.name.clone() });
     Ok(())
 }
 
