@@ -53,11 +53,11 @@ pub(crate) struct ClientOptions {
     pub(crate) credits: u32,
 
     /// Whether every frame carries a CRC32c; it does as soon as one side wants it [default: on]
-    #[arg(long, value_name = "WHEN")]
+    #[arg(long, value_name = "WHEN", conflicts_with = "tcp")]
     pub(crate) crc: Option<Switch>,
 
     /// Inline threshold to offer: the largest message without RDMA, 1K to 64K
-    #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = parse_inline)]
+    #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = parse_inline, conflicts_with = "tcp")]
     pub(crate) inline: u32,
 
     /// Give up after so long without an answer; 0 tries for ever [default: 60, for cp 0]
@@ -65,7 +65,7 @@ pub(crate) struct ClientOptions {
     pub(crate) timeout: Option<Duration>,
 
     /// Cut connections at random, to see that nothing is lost: disconnect=1/500,seed=7,times=20
-    #[arg(long, value_name = "PLAN")]
+    #[arg(long, value_name = "PLAN", conflicts_with = "tcp")]
     pub(crate) inject: Option<FaultPlan>,
 
     /// User to act as on the server [default: yours]

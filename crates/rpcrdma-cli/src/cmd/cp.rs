@@ -94,6 +94,7 @@ impl Cp {
                 done = copy => { done?; false }
                 _ = tokio::signal::ctrl_c() => true,
             };
+            job.abort();
             out::set_bar(None);
             self.summary(&job, &session, interrupted);
             Ok(if interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { exit(get(&job.totals.failures)) })

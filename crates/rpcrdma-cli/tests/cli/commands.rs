@@ -186,3 +186,28 @@ fn a_server_that_is_not_there_is_said_to_be() {
     let said = fails(1, ["ls", "nfs://host.invalid/x"]);
     assert!(said.contains("no such host"), "{said}");
 }
+
+#[test]
+fn options_that_would_do_nothing_are_refused() {
+    for option in [["--crc", "off"], ["--inline", "64K"], ["--inject", "disconnect=1/9"]] {
+        let said = fails(2, ["ls", "--tcp", option[0], option[1], "nfs://127.0.0.1/x"]);
+        assert!(said.contains("cannot be used with"), "{said}");
+    }
+}
+
+#[test]
+fn a_silent_server_is_given_up_in_time() {
+    let server = planted();
+    server.freeze();
+    for tcp in [false, true] {
+        let url = if tcp { server.tcp_url("") } else { server.url("") };
+        let options: &[&str] = if tcp { &["--tcp"] } else { &[] };
+        let said = fails(1, ["ls", "--timeout", "1", &url].iter().chain(options));
+        assert!(
+            said.contains("in time") || said.contains("within 1 s") || said.contains("timed out"),
+            "{said}"
+        );
+    }
+    server.thaw();
+    ok(["ls", &server.url("")]);
+}
