@@ -171,6 +171,8 @@ pub struct World {
     mounts: AtomicU64,
     /// Operations under way, and finished.
     pub operations: (AtomicU64, AtomicU64),
+    /// Operations asked for that must not be repeated, by procedure.
+    issued: [AtomicU64; Proc::ALL.len()],
 }
 
 impl World {
@@ -214,6 +216,27 @@ impl World {
     #[must_use]
     pub fn executed(&self, proc: Proc) -> u64 {
         self.service.counters().nfs[proc as usize].load(Ordering::Relaxed)
+    }
+
+    /// An operation that must be executed once, from its start to its end.
+    pub async fn once<T>(&self, proc: Proc, future: impl Future<Output = T>) -> T {
+        self.issued[proc as usize].fetch_add(1, Ordering::Relaxed);
+        self.operation(future).await
+    }
+
+    /// Checks that the server has executed what was asked for with [`World::once`] as often as it was asked for.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn executed_once(&self) -> Result<(), String> {
+        for proc in Proc::ALL {
+            let (issued, executed) =
+                (self.issued[proc as usize].load(Ordering::Relaxed), self.executed(proc));
+            if issued > 0 && issued != executed {
+                return Err(format!("{issued} {proc} were asked for, {executed} were executed"));
+            }
+        }
+        Ok(())
     }
 
     /// One operation from its start to its end. When none is under way any more, nothing may be exposed.
@@ -392,6 +415,7 @@ where
             config: client,
             mounts: AtomicU64::new(0),
             operations: Default::default(),
+            issued: Default::default(),
         });
         let mut verdict = tokio::select! {
             biased;

@@ -6,7 +6,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use rpcrdma::{
     client::Mount,
     fabric::Region,
-    nfs::v3::{CreateMode, Handle, SetAttributes, Stable},
+    nfs::v3::{CreateMode, Handle, Proc, SetAttributes, Stable},
     proto::rpcrdma::{Body, ChunkLists, Credits, Header, RdmaError, Xid},
 };
 use tokio::task::JoinSet;
@@ -31,7 +31,7 @@ fn failed(what: &str, e: impl std::fmt::Display) -> String {
 /// Creates a file that must not be there.
 pub async fn create(w: &World, mount: &Mount, name: &str) -> Result<Handle, String> {
     let how = CreateMode::Guarded(SetAttributes::default());
-    let made = w.operation(mount.create(mount.root(), name.as_bytes(), how)).await;
+    let made = w.once(Proc::Create, mount.create(mount.root(), name.as_bytes(), how)).await;
     made.map_err(|e| failed(&format!("CREATE {name}"), e))?
         .object
         .ok_or_else(|| "CREATE without a handle".to_owned())
@@ -96,8 +96,8 @@ pub async fn tiny(w: Arc<World>) -> Result<(), String> {
     write(&w, &mount, file, 0, &data).await?;
     read(&w, &mount, file, 0, &data).await?;
     let root = mount.root();
-    w.operation(mount.rename((root, b"a"), (root, b"b"))).await.map_err(|e| failed("RENAME", e))?;
-    w.operation(mount.remove(root, b"b")).await.map_err(|e| failed("REMOVE", e))?;
+    w.once(Proc::Rename, mount.rename((root, b"a"), (root, b"b"))).await.map_err(|e| failed("RENAME", e))?;
+    w.once(Proc::Remove, mount.remove(root, b"b")).await.map_err(|e| failed("REMOVE", e))?;
     Ok(())
 }
 
@@ -105,7 +105,7 @@ pub async fn tiny(w: Arc<World>) -> Result<(), String> {
 pub async fn minute(w: Arc<World>) -> Result<(), String> {
     let mount = w.mount(client(1)).await;
     create(&w, &mount, "a").await?;
-    w.operation(mount.remove(mount.root(), b"a")).await.map_err(|e| failed("REMOVE", e))?;
+    w.once(Proc::Remove, mount.remove(mount.root(), b"a")).await.map_err(|e| failed("REMOVE", e))?;
     Ok(())
 }
 
@@ -124,8 +124,12 @@ async fn shapes_once(w: &World, mount: &Mount, nth: u64) -> Result<(), String> {
     let root = mount.root();
     let name = format!("{}-{nth}", "n".repeat(100));
     let target = "t".repeat(1000);
-    let made =
-        w.operation(mount.symlink(root, name.as_bytes(), target.as_bytes(), SetAttributes::default())).await;
+    let made = w
+        .once(
+            Proc::SymLink,
+            mount.symlink(root, name.as_bytes(), target.as_bytes(), SetAttributes::default()),
+        )
+        .await;
     let link = made.map_err(|e| failed("SYMLINK", e))?.object.ok_or("SYMLINK without a handle")?;
     let got = w.operation(mount.readlink(link)).await.map_err(|e| failed("READLINK", e))?;
     if got != target.as_bytes() {
@@ -136,7 +140,7 @@ async fn shapes_once(w: &World, mount: &Mount, nth: u64) -> Result<(), String> {
     if !page.entries.iter().any(|e| e.name == name.as_bytes()) {
         return Err("READDIRPLUS does not list what was made".to_owned());
     }
-    w.operation(mount.remove(root, name.as_bytes())).await.map_err(|e| failed("REMOVE", e))?;
+    w.once(Proc::Remove, mount.remove(root, name.as_bytes())).await.map_err(|e| failed("REMOVE", e))?;
     Ok(())
 }
 
@@ -176,7 +180,10 @@ pub async fn mixed(w: Arc<World>) -> Result<(), String> {
     let mount = w.mount(client(9)).await;
     let page = w.operation(mount.readdir(mount.root(), 0, Default::default(), 4096)).await;
     let page = page.map_err(|e| failed("READDIR", e))?;
-    if page.entries.is_empty() { Ok(()) } else { Err(format!("{} names are left", page.entries.len())) }
+    if !page.entries.is_empty() {
+        return Err(format!("{} names are left", page.entries.len()));
+    }
+    w.executed_once()
 }
 
 /// Rounds of operations by several workers on one mount.
@@ -215,7 +222,7 @@ async fn one_round(w: &World, mount: &Mount, name: &str, rng: &mut SmallRng) -> 
     if rng.random() {
         // With a guard a second execution would fail.
         let new = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
-        let done = w.operation(mount.setattr(file, new, Some(attributes.ctime))).await;
+        let done = w.once(Proc::SetAttr, mount.setattr(file, new, Some(attributes.ctime))).await;
         done.map_err(|e| failed("SETATTR", e))?;
     }
     if rng.random() {
@@ -223,17 +230,19 @@ async fn one_round(w: &World, mount: &Mount, name: &str, rng: &mut SmallRng) -> 
     }
     if rng.random() {
         let dir = format!("{name}-dir");
-        let made = w.operation(mount.mkdir(root, dir.as_bytes(), SetAttributes::default())).await;
+        let made = w.once(Proc::MkDir, mount.mkdir(root, dir.as_bytes(), SetAttributes::default())).await;
         made.map_err(|e| failed("MKDIR", e))?;
         let other = format!("{name}-link");
-        w.operation(mount.link(file, root, other.as_bytes())).await.map_err(|e| failed("LINK", e))?;
-        w.operation(mount.remove(root, other.as_bytes())).await.map_err(|e| failed("REMOVE of a link", e))?;
-        w.operation(mount.rmdir(root, dir.as_bytes())).await.map_err(|e| failed("RMDIR", e))?;
+        w.once(Proc::Link, mount.link(file, root, other.as_bytes())).await.map_err(|e| failed("LINK", e))?;
+        w.once(Proc::Remove, mount.remove(root, other.as_bytes()))
+            .await
+            .map_err(|e| failed("REMOVE of a link", e))?;
+        w.once(Proc::RmDir, mount.rmdir(root, dir.as_bytes())).await.map_err(|e| failed("RMDIR", e))?;
     }
     let moved = format!("{name}-moved");
-    let done = w.operation(mount.rename((root, name.as_bytes()), (root, moved.as_bytes()))).await;
+    let done = w.once(Proc::Rename, mount.rename((root, name.as_bytes()), (root, moved.as_bytes()))).await;
     done.map_err(|e| failed("RENAME", e))?;
-    w.operation(mount.remove(root, moved.as_bytes())).await.map_err(|e| failed("REMOVE", e))?;
+    w.once(Proc::Remove, mount.remove(root, moved.as_bytes())).await.map_err(|e| failed("REMOVE", e))?;
     Ok(())
 }
 

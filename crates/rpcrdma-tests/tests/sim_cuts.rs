@@ -23,15 +23,24 @@ use rpcrdma_tests::{
 type Workload = fn(Scenario) -> Outcome;
 
 fn tiny(s: Scenario) -> Outcome {
-    run(s, workload::tiny)
+    run(s, async |w: Arc<World>| {
+        workload::tiny(Arc::clone(&w)).await?;
+        w.executed_once()
+    })
 }
 
 fn minute(s: Scenario) -> Outcome {
-    run(s, workload::minute)
+    run(s, async |w: Arc<World>| {
+        workload::minute(Arc::clone(&w)).await?;
+        w.executed_once()
+    })
 }
 
 fn shapes(s: Scenario) -> Outcome {
-    run(s, async |w: Arc<World>| workload::shapes(w).await)
+    run(s, async |w: Arc<World>| {
+        workload::shapes(Arc::clone(&w)).await?;
+        w.executed_once()
+    })
 }
 
 /// Runs a workload under each plan, and returns how many there were.
