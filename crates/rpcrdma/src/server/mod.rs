@@ -4,6 +4,7 @@
 
 mod mount;
 mod nfs3;
+mod offload;
 mod places;
 pub mod rdma;
 pub mod rpc;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use rpcrdma_fabric::Listener;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
+pub use offload::{Job, Offload};
 pub use rdma::RdmaConfig;
 pub use rpc::RpcService;
 pub use service::Service;
@@ -31,11 +33,18 @@ pub struct ServerConfig {
     pub transfers: usize,
     /// TCP connections.
     pub tcp: tcp::Limits,
+    /// Where Calls of RDMA connections are executed that may block.
+    pub offload: Offload,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self { rdma: RdmaConfig::default(), transfers: 64, tcp: tcp::Limits::default() }
+        Self {
+            rdma: RdmaConfig::default(),
+            transfers: 64,
+            tcp: tcp::Limits::default(),
+            offload: Offload::default(),
+        }
     }
 }
 
@@ -57,6 +66,7 @@ impl Server {
             pools: Pools::new(config.transfers),
             config: config.rdma,
             metrics: Arc::default(),
+            offload: config.offload,
         };
         Self {
             shared: Arc::new(shared),

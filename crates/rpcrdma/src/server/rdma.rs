@@ -55,7 +55,10 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::places::Places;
-use super::service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service};
+use super::{
+    Offload,
+    service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
+};
 use crate::{memory::Pools, metrics::ServerMetrics};
 
 /// How a server's RDMA connections behave.
@@ -97,6 +100,7 @@ pub(crate) struct Shared {
     pub(crate) pools: Pools,
     pub(crate) config: RdmaConfig,
     pub(crate) metrics: Arc<ServerMetrics>,
+    pub(crate) offload: Offload,
 }
 
 /// How long a stopping server waits for its connections to say goodbye.
@@ -617,7 +621,7 @@ impl Connection {
         let offline = Arc::clone(&self.offline);
         let origin = self.origin;
         self.blocking += 1;
-        tokio::task::spawn_blocking(move || {
+        let job = move || {
             if offline.lock().unwrap_or_else(PoisonError::into_inner).closed {
                 return;
             }
@@ -632,7 +636,8 @@ impl Connection {
             if let Some(task) = task {
                 task.wake();
             }
-        });
+        };
+        self.shared.offload.run(job);
     }
 
     /// Answers what blocking threads have executed. Whether there was anything.
