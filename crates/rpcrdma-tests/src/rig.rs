@@ -8,7 +8,7 @@ use std::{
     panic,
     pin::Pin,
     sync::{
-        Arc, Once,
+        Arc, Mutex, Once, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -28,7 +28,7 @@ use rpcrdma::{
     nfs::v3::Proc,
     proto::drc,
     server::{
-        RpcService, Server, ServerConfig, Service,
+        Offload, RpcService, Server, ServerConfig, Service,
         service::{IncomingCall, OutgoingReply, Patience, Served},
     },
 };
@@ -59,6 +59,8 @@ pub struct Scenario {
     pub profile: Profile,
     /// How the server behaves.
     pub server: ServerConfig,
+    /// Milliseconds that the execution of a Call takes at most. 0: it is done at once.
+    pub execution: u64,
     /// How clients behave.
     pub client: MountConfig,
     /// What breaks.
@@ -88,6 +90,7 @@ impl Scenario {
             seed,
             profile: Profile::default(),
             server,
+            execution: 0,
             client,
             faults: Box::new(NoFaults),
             plan: "nothing breaks".to_owned(),
@@ -132,6 +135,7 @@ impl Scenario {
         it.server.rdma.grant = pick(&mut rng, &[1, 2, 4, 16]) as u32;
         it.server.rdma.inline = pick(&mut rng, &[1024, 4096]) as u32;
         it.server.rdma.remote_invalidation = rng.random_range(0..4) > 0;
+        it.execution = pick(&mut rng, &[0, 0, 3, 60]);
         it.server.transfers = pick(&mut rng, &[1, 4]) as usize;
         it.client.rdma.credits = pick(&mut rng, &[1, 3, 16]) as u32;
         it.client.rdma.inline = pick(&mut rng, &[1024, 4096]) as u32;
@@ -307,19 +311,37 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The service without threads: what would block is done at once, because the file system is in memory.
-struct Inline(Arc<RpcService>);
+/// The service without threads: what would block is done at once, because the file system is in memory, or in a while.
+struct Patient {
+    service: Arc<RpcService>,
+    at_once: bool,
+}
 
-impl Service for Inline {
+impl Service for Patient {
     fn serve(
         &self,
         call: &IncomingCall<'_>,
-        _: Patience,
+        patience: Patience,
         pools: &Pools,
         reply: &mut OutgoingReply,
     ) -> Served {
-        self.0.serve(call, Patience::Wait, pools, reply)
+        if patience == Patience::Now && !self.at_once {
+            return Served::WouldBlock;
+        }
+        self.service.serve(call, Patience::Wait, pools, reply)
     }
+}
+
+/// Executes Calls after a while, in virtual time and in any order.
+fn later(seed: u64, most: u64) -> Offload {
+    let rng = Mutex::new(SmallRng::seed_from_u64(seed ^ 0x1a7e_0000));
+    Offload::new(move |job| {
+        let wait = rng.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..=most);
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(wait)).await;
+            job();
+        });
+    })
 }
 
 /// Moves a world along with the runtime's clock.
@@ -396,7 +418,8 @@ where
         .start_paused(true)
         .build()
         .expect("a runtime without I/O");
-    let Scenario { seed, profile, server: server_config, client, faults, plan, patience } = scenario;
+    let Scenario { seed, profile, server: mut server_config, execution, client, faults, plan, patience } =
+        scenario;
     let log = Log::new();
     let (verdict, census) = runtime.block_on(async {
         let epoch = Instant::now();
@@ -404,7 +427,9 @@ where
         let sim = Sim::new(seed, profile, clock, faults, Some(log.observer()));
         let driver = tokio::spawn(Driver::new(sim.clone(), epoch));
         let service = Arc::new(service(seed));
-        let mut server = Server::new(Arc::new(Inline(Arc::clone(&service))), server_config);
+        let patient = Patient { service: Arc::clone(&service), at_once: execution == 0 };
+        server_config.offload = later(seed, execution);
+        let mut server = Server::new(Arc::new(patient), server_config);
         server.listen_rdma(Box::new(sim.listen(SERVER)));
         let world = Arc::new(World {
             sim: sim.clone(),
