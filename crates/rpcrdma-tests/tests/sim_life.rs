@@ -2,7 +2,7 @@
 //! be registered.
 #![allow(clippy::unwrap_used, reason = "a failed test may panic anywhere")]
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use rpcrdma::{
     client::CallError,
@@ -207,4 +207,32 @@ fn callers_that_give_up() {
         });
         outcome.check();
     }
+}
+
+/// Callers that do not look at their answers for a while keep nobody else from being answered.
+#[test]
+fn callers_that_do_not_collect_their_answers() {
+    let mut scenario = Scenario::quiet(5);
+    scenario.client.rdma.credits = 1;
+    scenario.client.calls = 200;
+    let outcome = run(scenario, async |w: Arc<World>| {
+        let mount = w.mount(client(1)).await;
+        let mut slow: Vec<_> = (0..150).map(|_| Box::pin(mount.null())).collect();
+        for call in &mut slow {
+            // Started, and not looked at again before the end.
+            let started =
+                std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx).is_pending()));
+            if !started.await {
+                return Err("a Call was answered before it was sent".to_owned());
+            }
+        }
+        for _ in 0..20 {
+            mount.null().await.map_err(|e| e.to_string())?;
+        }
+        for call in slow {
+            call.await.map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    });
+    outcome.check();
 }

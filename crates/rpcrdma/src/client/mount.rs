@@ -162,13 +162,20 @@ impl Mount {
         let seed = config.rdma.seed;
         let xids = seed.map_or_else(Xids::of_process, |seed| Xids::starting_at(seed as u32));
         for nth in 0..config.nconnect.clamp(1, 64) as u64 {
-            let (channel, inbox) = channel(config.calls, xids.clone());
+            let calls = config.calls;
+            let (channel, inbox) = channel(calls, xids.clone());
             let config = RdmaConfig { seed: seed.map(|seed| seed.wrapping_add(nth)), ..config.rdma.clone() }
                 .within_give_up();
             match transport {
                 Transport::Rdma(connector) => {
-                    let dialer =
-                        Dialer::new(Arc::clone(connector), to, config, pools.clone(), Arc::clone(&metrics));
+                    let dialer = Dialer::new(
+                        Arc::clone(connector),
+                        to,
+                        config,
+                        calls,
+                        pools.clone(),
+                        Arc::clone(&metrics),
+                    );
                     let first = dialer.connect().await.map_err(|error| Error::Connect { to, error })?;
                     carrier.clone_from(&first.peer().transport);
                     tokio::spawn(rdma::run(dialer, inbox, Some(first)));

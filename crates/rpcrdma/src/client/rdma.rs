@@ -128,11 +128,13 @@ impl Dialer {
         connector: Arc<dyn Connector>,
         to: SocketAddr,
         config: RdmaConfig,
+        calls: usize,
         pools: Pools,
         metrics: Arc<ClientMetrics>,
     ) -> Self {
-        // Receives for the window and to spare, as many Sends, and Replies that callers still look at.
-        let messages = (config.credits as usize + 16) * 4;
+        // Receives for the window and to spare, as many Sends, and Replies that callers have not looked at yet: if they
+        // take their time, others must not want for messages.
+        let messages = (config.credits as usize + 16) * 2 + calls;
         let inline = Pool::new(config.inline as usize, messages);
         Self { connector, to, config, inline, pools, metrics, epoch: Instant::now() }
     }
