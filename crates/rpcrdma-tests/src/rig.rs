@@ -24,7 +24,6 @@ use rpcrdma::{
         sim::{Face, Faults, NoFaults, Profile, Sim},
     },
     memory::Pools,
-    metrics::ServerMetrics,
     nfs::v3::Proc,
     proto::drc,
     server::{
@@ -164,13 +163,13 @@ pub struct World {
     pub sim: Sim,
     /// The server's service.
     pub service: Arc<RpcService>,
-    /// What the server counts.
-    pub served: Arc<ServerMetrics>,
     /// The record.
     pub log: Log,
     /// The seed, for the dice of workloads.
     pub seed: u64,
     config: MountConfig,
+    /// How servers behave, and whether they execute at once.
+    server: (ServerConfig, bool),
     /// Numbers for mounts.
     mounts: AtomicU64,
     /// Operations under way, and finished.
@@ -184,6 +183,16 @@ impl World {
     #[must_use]
     pub fn config(&self) -> MountConfig {
         self.config.clone()
+    }
+
+    /// Starts a server of the world's files.
+    #[must_use]
+    pub fn serve(&self, at: SocketAddr) -> Server {
+        let (config, at_once) = self.server.clone();
+        let patient = Patient { service: Arc::clone(&self.service), at_once };
+        let mut server = Server::new(Arc::new(patient), config);
+        server.listen_rdma(Box::new(self.sim.listen(at)));
+        server
     }
 
     /// Mounts the server from a client's node, again and again until it works.
@@ -427,21 +436,20 @@ where
         let sim = Sim::new(seed, profile, clock, faults, Some(log.observer()));
         let driver = tokio::spawn(Driver::new(sim.clone(), epoch));
         let service = Arc::new(service(seed));
-        let patient = Patient { service: Arc::clone(&service), at_once: execution == 0 };
         server_config.offload = later(seed, execution);
-        let mut server = Server::new(Arc::new(patient), server_config);
-        server.listen_rdma(Box::new(sim.listen(SERVER)));
+        let at_once = execution == 0;
         let world = Arc::new(World {
             sim: sim.clone(),
             service,
-            served: server.metrics(),
             log: log.clone(),
             seed,
             config: client,
+            server: (server_config, at_once),
             mounts: AtomicU64::new(0),
             operations: Default::default(),
             issued: Default::default(),
         });
+        let server = world.serve(SERVER);
         let mut verdict = tokio::select! {
             biased;
             done = workload(Arc::clone(&world)) => done,

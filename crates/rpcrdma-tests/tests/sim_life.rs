@@ -14,7 +14,7 @@ use rpcrdma::{
     nfs::v3::{CreateMode, SetAttributes},
 };
 use rpcrdma_tests::{
-    rig::{SERVER, Scenario, World, client, run},
+    rig::{ODD_SERVER, SERVER, Scenario, World, client, run},
     workload,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -235,4 +235,42 @@ fn callers_that_do_not_collect_their_answers() {
         Ok(())
     });
     outcome.check();
+}
+
+/// A server that stops in good order and starts again, over and over, while clients are at work: they wait for it, and
+/// nothing is lost or repeated.
+#[test]
+fn a_server_that_stops_and_starts() {
+    for seed in 0..20 {
+        let mut scenario = Scenario::quiet(seed);
+        scenario.client.rdma.backoff.cap = Duration::from_secs(1);
+        scenario.execution = 20 * (seed % 2);
+        let outcome = run(scenario, async |w: Arc<World>| {
+            let mut server = w.serve(ODD_SERVER);
+            let mut config = w.config();
+            config.nconnect = 2;
+            let mount = w.try_mount(client(1), ODD_SERVER, config).await.map_err(|e| e.to_string())?;
+            let work = tokio::spawn({
+                let (w, mount) = (Arc::clone(&w), mount.clone());
+                async move { workload::rounds(&w, &mount, 4, 6).await }
+            });
+            for pause in 0..8 {
+                sleep(Duration::from_millis(30 + pause * 17)).await;
+                server.stop().await;
+                sleep(Duration::from_millis(pause * 400)).await;
+                server = w.serve(ODD_SERVER);
+            }
+            work.await.map_err(|e| e.to_string())??;
+            let metrics = Arc::clone(mount.metrics());
+            drop(mount);
+            // Until the goodbyes are said.
+            sleep(Duration::from_secs(5)).await;
+            server.stop().await;
+            if metrics.losses.get() < 4 {
+                return Err(format!("only {} connections were lost", metrics.losses.get()));
+            }
+            w.executed_once()
+        });
+        outcome.check();
+    }
 }
