@@ -16,7 +16,7 @@ use rpcrdma::{
     error::Error,
     fabric::{Connector, FaultPlan, InjectConnector},
     iwarp,
-    nfs::v3::Status,
+    nfs::v3::{FileType, Status},
 };
 
 use crate::{
@@ -217,7 +217,15 @@ impl Session {
         let mount = loop {
             let path = [b"/", components[..depth].join(&b'/').as_slice()].concat();
             match connection.mount(&path).await {
-                Ok(mount) => break mount,
+                Ok(mount) if depth == 0 => break mount,
+                Ok(mount) => {
+                    // Linux mounts files, too. Those are found in their directory like on any server.
+                    let root = mount.getattr(mount.root()).await.map_err(fail)?;
+                    if root.file_type == FileType::Directory {
+                        break mount;
+                    }
+                    depth -= 1;
+                }
                 Err(e @ Error::Mount { .. }) if depth > 0 => {
                     first.get_or_insert(e);
                     depth -= 1;
