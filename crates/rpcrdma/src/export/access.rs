@@ -216,11 +216,18 @@ impl Default for ExportRules {
 }
 
 impl ExportRules {
-    /// Whether a peer is served at all.
+    /// Whether a peer is served at all. An IPv4 address and its IPv6-mapped form are the same here, in peers and in
+    /// networks.
     #[must_use]
     pub fn admits(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
-        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&peer))
+        let holds = |net: &IpNet| match (net, peer) {
+            (IpNet::V6(net), IpAddr::V4(v4)) if net.addr().to_ipv4_mapped().is_some() => {
+                net.contains(&v4.to_ipv6_mapped())
+            }
+            _ => net.contains(&peer),
+        };
+        self.allow.is_empty() || self.allow.iter().any(holds)
     }
 
     /// The identity that a peer's credentials become.
@@ -263,6 +270,21 @@ mod tests {
 
     const SOMEBODY: Credentials<'static> = Credentials::Sys { uid: 1000, gid: 100, groups: &[4, 0, 27] };
     const ROOT: Credentials<'static> = Credentials::Sys { uid: 0, gid: 0, groups: &[0, 5] };
+
+    #[test]
+    fn a_mapped_network_admits_plain_addresses() {
+        let allow = vec!["::ffff:10.0.0.0/104".parse().unwrap()];
+        let rules = ExportRules { allow, ..ExportRules::default() };
+        for (peer, admitted) in
+            [("10.1.2.3", true), ("::ffff:10.1.2.3", true), ("192.0.2.1", false), ("::1", false)]
+        {
+            assert_eq!(rules.admits(peer.parse().unwrap()), admitted, "{peer}");
+        }
+        // All of IPv6 is not all of IPv4.
+        let allow = vec!["::/0".parse().unwrap()];
+        let rules = ExportRules { allow, ..ExportRules::default() };
+        assert!(!rules.admits("10.1.2.3".parse().unwrap()));
+    }
 
     #[test]
     fn root_is_squashed_by_default_and_others_keep_their_ids() {
