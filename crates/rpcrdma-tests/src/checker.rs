@@ -68,7 +68,7 @@ pub struct Checker {
     conns: BTreeMap<ConnId, Account>,
     /// What every XID of a client stands for.
     messages: BTreeMap<(IpAddr, Xid), u64>,
-    /// A device has been away: its connections are lost for a reason.
+    /// A device has been away, or patience is short: connections are lost for a reason.
     removed: bool,
     /// Nodes whose connections something broke.
     struck: BTreeSet<IpAddr>,
@@ -87,6 +87,11 @@ impl Checker {
     #[must_use]
     pub fn verdict(&self) -> Option<&str> {
         self.broken.first().map(String::as_str)
+    }
+
+    /// From now on connections may be lost because somebody ran out of patience.
+    pub fn impatient(&mut self) {
+        self.removed = true;
     }
 
     /// Whether something broke a connection of this client's node.

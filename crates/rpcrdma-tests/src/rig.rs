@@ -252,6 +252,21 @@ impl World {
         Ok(())
     }
 
+    /// Checks that nothing of that kind was executed more often than it was asked for.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn executed_at_most_once(&self) -> Result<(), String> {
+        for proc in Proc::ALL {
+            let (issued, executed) =
+                (self.issued[proc as usize].load(Ordering::Relaxed), self.executed(proc));
+            if issued > 0 && executed > issued {
+                return Err(format!("{issued} {proc} were asked for, {executed} were executed"));
+            }
+        }
+        Ok(())
+    }
+
     /// One operation from its start to its end. When none is under way any more, nothing may be exposed.
     pub async fn operation<T>(&self, future: impl Future<Output = T>) -> T {
         let (under_way, finished) = &self.operations;

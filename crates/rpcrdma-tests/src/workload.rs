@@ -168,7 +168,11 @@ pub async fn mixed(w: Arc<World>) -> Result<(), String> {
                     Ok(())
                 });
             }
-            join(&mut tasks).await
+            join(&mut tasks).await?;
+            match mount.pools().in_use() {
+                0 => Ok(()),
+                left => Err(format!("{left} bytes of a client's pools are in use when nothing is under way")),
+            }
         });
     }
     if rng.random_range(0..4) == 0 {

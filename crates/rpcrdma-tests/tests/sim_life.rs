@@ -2,7 +2,14 @@
 //! be registered.
 #![allow(clippy::unwrap_used, reason = "a failed test may panic anywhere")]
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use rpcrdma::{
     client::CallError,
@@ -11,13 +18,16 @@ use rpcrdma::{
         Region,
         sim::{Fault, Faults, Side, Step, What, When},
     },
-    nfs::v3::{CreateMode, SetAttributes},
+    nfs::v3::{CreateMode, Proc, SetAttributes},
 };
 use rpcrdma_tests::{
     rig::{ODD_SERVER, SERVER, Scenario, World, client, run},
     workload,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 
 /// Resets the connection every so many steps.
 struct Every(u64);
@@ -273,4 +283,72 @@ fn a_server_that_stops_and_starts() {
         });
         outcome.check();
     }
+}
+
+/// Executions that mostly take longer than the client waits: it comes back for the answers on other connections, while
+/// the first copies of its Calls are still to be executed.
+#[test]
+fn executions_longer_than_the_client_waits() {
+    let mut again = 0;
+    for seed in 0..40 {
+        let mut scenario = Scenario::from_seed(seed);
+        scenario.execution = 8000;
+        scenario.client.rdma.call_timeout = Duration::from_secs(3);
+        scenario.patience = Duration::from_secs(5000);
+        let outcome = run(scenario, async |w: Arc<World>| {
+            w.log.checker(|c| c.impatient());
+            let mount = w.mount(client(1)).await;
+            workload::rounds(&w, &mount, 3, 1).await?;
+            w.executed_once()
+        });
+        outcome.check();
+        again += outcome.calls.1;
+    }
+    assert!(again > 1000, "only {again} Calls were sent again");
+}
+
+/// Soft mounts in bad weather: a Call is answered or given up in its time, and is executed at most once either way.
+#[test]
+fn soft_mounts_in_bad_weather() {
+    let mut given_up = 0;
+    for seed in 100..160 {
+        let mut scenario = Scenario::from_seed(seed);
+        scenario.client.rdma.give_up = Some(Duration::from_millis(400));
+        let timed_out = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&timed_out);
+        let outcome = run(scenario, async move |w: Arc<World>| {
+            w.log.checker(|c| c.impatient());
+            let mount = w.mount(client(1)).await;
+            let mut tasks = JoinSet::new();
+            for worker in 0..6 {
+                let (w, mount, count) = (Arc::clone(&w), mount.clone(), Arc::clone(&count));
+                tasks.spawn(async move {
+                    for nth in 0..10 {
+                        let name = format!("{worker}-{nth}");
+                        let start = Instant::now();
+                        let how = CreateMode::Guarded(SetAttributes::default());
+                        let done =
+                            w.once(Proc::Create, mount.create(mount.root(), name.as_bytes(), how)).await;
+                        match done {
+                            Ok(_) => {}
+                            Err(Error::Call(CallError::TimedOut { .. })) => {
+                                count.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Err(e) => return Err(format!("CREATE {name} failed: {e}")),
+                        }
+                        // Its own time, that of an attempt to connect, and that of a wait between two.
+                        if start.elapsed() > Duration::from_secs(3) {
+                            return Err(format!("a Call of 400 ms took {:?}", start.elapsed()));
+                        }
+                    }
+                    Ok(())
+                });
+            }
+            workload::join(&mut tasks).await?;
+            w.executed_at_most_once()
+        });
+        outcome.check();
+        given_up += timed_out.load(Ordering::Relaxed);
+    }
+    assert!(given_up > 50, "only {given_up} Calls were given up");
 }
