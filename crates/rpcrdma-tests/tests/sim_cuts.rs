@@ -14,7 +14,7 @@ use rpcrdma::fabric::{
     QpLimits,
     sim::{Face, Fault, Side, What, When},
 };
-use rpcrdma_tests::{
+use rpcrdma_sim::{
     plan::{self, Cuts},
     rig::{Outcome, Scenario, World, run},
     workload,

@@ -20,7 +20,7 @@ use rpcrdma::{
     },
     nfs::v3::{CreateMode, Proc, SetAttributes},
 };
-use rpcrdma_tests::{
+use rpcrdma_sim::{
     rig::{ODD_SERVER, SERVER, Scenario, World, client, run},
     workload,
 };

@@ -15,7 +15,7 @@ use rpcrdma::{
         xdr::{Encode as _, Writer},
     },
 };
-use rpcrdma_tests::{
+use rpcrdma_sim::{
     odd::{self, Raw, null},
     rig::{Outcome, SERVER, Scenario, World, client, run},
     workload,

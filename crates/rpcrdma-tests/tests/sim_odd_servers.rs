@@ -15,7 +15,7 @@ use rpcrdma::{
     fabric::{Region, Stag},
     proto::rpcrdma::{Body, ChunkLists, Credits, Header, RdmaError, Segment, WriteChunk, Xid},
 };
-use rpcrdma_tests::{
+use rpcrdma_sim::{
     odd::{self, Draft, Tamper},
     rig::{ODD_SERVER, Outcome, Scenario, World, client, run},
     workload,

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rpcrdma_tests::{
+use rpcrdma_sim::{
     rig::{Outcome, Scenario, run},
     workload,
 };

@@ -1,6 +1,6 @@
 //! The simulator itself: it runs, it repeats, it shows what happened.
 
-use rpcrdma_tests::{
+use rpcrdma_sim::{
     rig::{Scenario, run},
     workload,
 };

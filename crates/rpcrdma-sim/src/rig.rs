@@ -417,6 +417,7 @@ fn watch_panics() {
 }
 
 /// A file system in memory, and the service in front of it.
+#[expect(clippy::expect_used, reason = "the first export of a server always has its name")]
 fn service(seed: u64) -> RpcService {
     let mut exports = Exports::new();
     let key = HandleKey::from_bytes([seed as u8; 16]);
@@ -431,6 +432,10 @@ fn service(seed: u64) -> RpcService {
 }
 
 /// Runs a workload to its end and everything after it down to the last connection.
+///
+/// # Panics
+/// If the runtime cannot start, for which there is no reason but a system out of memory.
+#[expect(clippy::expect_used, reason = "a runtime without I/O needs nothing but memory")]
 pub fn run<F>(scenario: Scenario, workload: F) -> Outcome
 where
     F: AsyncFnOnce(Arc<World>) -> Result<(), String>,
