@@ -112,15 +112,21 @@ pub struct Mount {
 #[derive(Default)]
 struct Channels(Vec<Channel>);
 
+/// What everything that is mounted over the same connections, by whomever, has in common.
+struct Wires {
+    channels: Channels,
+    next: AtomicUsize,
+}
+
 impl Drop for Channels {
     fn drop(&mut self) {
         self.0.iter().for_each(Channel::close);
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Inner {
-    channels: Channels,
-    next: AtomicUsize,
+    wires: Arc<Wires>,
     /// Body of the AUTH_SYS credential.
     cred: Vec<u8>,
     /// Where the NFS service is.
@@ -132,6 +138,7 @@ pub(crate) struct Inner {
     pub(crate) pools: Pools,
     metrics: Arc<ClientMetrics>,
     transport: String,
+    seed: Option<u64>,
 }
 
 impl Mount {
@@ -191,8 +198,7 @@ impl Mount {
             channels.0.push(channel);
         }
         let inner = Inner {
-            channels,
-            next: AtomicUsize::new(0),
+            wires: Arc::new(Wires { channels, next: AtomicUsize::new(0) }),
             cred: credential(&config.identity, seed),
             to,
             host: target.host.clone(),
@@ -201,6 +207,7 @@ impl Mount {
             pools,
             metrics,
             transport: carrier,
+            seed,
         };
         let io_size = inner.io_size;
         Ok(Self { inner: Arc::new(inner), root: Handle::EMPTY, info: FsInfo::default(), io_size })
@@ -217,6 +224,14 @@ impl Mount {
         let limit = |max: u32, preferred: u32| if preferred == 0 { max } else { preferred.min(max.max(1)) };
         let io = inner.io_size.min(limit(info.rtmax, info.rtpref)).min(limit(info.wtmax, info.wtpref));
         Ok(Self { inner: Arc::clone(inner), root, info, io_size: io.max(512) })
+    }
+
+    /// The same directory over the same connections, on behalf of somebody else.
+    #[must_use]
+    pub fn acting_as(&self, identity: &Identity) -> Self {
+        let mut inner = Inner::clone(&self.inner);
+        inner.cred = credential(identity, inner.seed);
+        Self { inner: Arc::new(inner), ..self.clone() }
     }
 
     /// Handle of the mounted directory.
@@ -259,12 +274,12 @@ impl Mount {
 impl Inner {
     /// The connection with the fewest Calls; among equals, each in turn.
     pub(crate) fn channel(&self) -> &Channel {
-        let channels = &self.channels.0;
+        let channels = &self.wires.channels.0;
         let n = channels.len();
         if n == 1 {
             return &channels[0];
         }
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % n;
+        let first = self.wires.next.fetch_add(1, Ordering::Relaxed) % n;
         let mut best = &channels[first];
         for i in 1..n {
             let other = &channels[(first + i) % n];
@@ -287,7 +302,7 @@ impl Inner {
             return mount_over_tcp(at(port), path, auth).await;
         }
         // A server like ours answers MOUNT wherever it answers NFS.
-        match mount_over(&self.channels.0[0], path, auth).await {
+        match mount_over(&self.wires.channels.0[0], path, auth).await {
             Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. })) => {}
             Ok(result) => return handle(result, path),
             Err(e) => return Err(e),
