@@ -9,7 +9,7 @@ mod raw;
 
 use std::{
     io,
-    path::Path,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -62,6 +62,10 @@ pub(crate) struct Bench {
     /// Length of the file that is read and written
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = units::parse_size)]
     size: u64,
+
+    /// Where the file is, which is served from the page cache [default: the directory for temporary files]
+    #[arg(long, value_name = "DIR", conflicts_with = "url", value_hint = clap::ValueHint::DirPath)]
+    dir: Option<PathBuf>,
 
     /// Measure the server of this directory instead, in which a file is made and removed
     #[arg(long)]
@@ -213,9 +217,7 @@ impl Bench {
 
     /// Measures a server in this process.
     fn local(&self, out: &mut Out, crc: bool) -> Result<(), Failure> {
-        // Files in memory: this is not about disks.
-        let shm = Path::new("/dev/shm");
-        let above = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+        let above = self.dir.clone().unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new()
             .prefix("rpcrdma-bench-")
             .tempdir_in(&above)
