@@ -1,13 +1,23 @@
 //! Client and server of this crate over softiwarp on loopback, with and without cuts.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use rpcrdma::{
     client::{Identity, Mount, MountConfig, Target, Transport},
     export::{ExportRules, Exports, HandleKey, MemoryExport, MemoryOptions, Squash},
+    memory::Pools,
     metrics::ServerMetrics,
-    server::{RpcService, Server, ServerConfig},
+    server::{
+        RpcService, Server, ServerConfig,
+        service::{IncomingCall, OutgoingReply, Patience, Served, Service},
+    },
 };
 use rpcrdma_fabric::{
     Connector, FaultCounters, FaultPlan, InjectConnector, InjectListener, Listener as _, Region,
@@ -20,13 +30,41 @@ struct Peer {
     cuts: Arc<FaultCounters>,
 }
 
+/// Answers everything on blocking threads, and panics over the first so many Calls.
+struct Clumsy(RpcService, AtomicUsize);
+
+impl Service for Clumsy {
+    fn serve(
+        &self,
+        call: &IncomingCall<'_>,
+        patience: Patience,
+        pools: &Pools,
+        reply: &mut OutgoingReply,
+    ) -> Served {
+        if patience == Patience::Now {
+            return Served::WouldBlock;
+        }
+        let left = self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        assert!(left.is_err(), "as clumsy as asked for");
+        self.0.serve(call, patience, pools, reply)
+    }
+}
+
 impl Peer {
     fn start(config: ServerConfig, inject: Option<FaultPlan>) -> Self {
+        Self::serving(config, inject, |service| Arc::new(service))
+    }
+
+    fn serving(
+        config: ServerConfig,
+        inject: Option<FaultPlan>,
+        wrap: impl FnOnce(RpcService) -> Arc<dyn Service>,
+    ) -> Self {
         let mut exports = Exports::new();
         let memory = MemoryExport::new(HandleKey::random().unwrap(), MemoryOptions::default());
         let rules = ExportRules { squash: Squash::None, ..ExportRules::default() };
         exports.add("/mem", Arc::new(memory), rules).unwrap();
-        let mut server = Server::new(Arc::new(RpcService::new(exports)), config);
+        let mut server = Server::new(wrap(RpcService::new(exports)), config);
         let listener =
             softiwarp::Listener::bind(([127, 0, 0, 1], 0).into(), softiwarp::Config::default()).unwrap();
         let at = listener.local_addr();
@@ -228,4 +266,34 @@ async fn one_machine_gets_only_its_share_of_connections() {
     third.null().await.unwrap();
     second.null().await.unwrap();
     peer.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_of_the_service_costs_a_connection_and_no_call() {
+    let panics = 2;
+    let peer = Peer::serving(ServerConfig::default(), None, |service| {
+        Arc::new(Clumsy(service, AtomicUsize::new(panics)))
+    });
+    let mount = peer.mount(connector(|_| ()), MountConfig::default()).await;
+    mount.null().await.unwrap();
+    assert_eq!(peer.metrics().connections.get(), panics as u64 + 1);
+}
+
+#[tokio::test]
+async fn long_replies_wait_for_memory() {
+    // Four regions of the size of a listing and a larger one, for sixteen listings.
+    let peer = Peer::start(ServerConfig { transfers: 1, ..ServerConfig::default() }, None);
+    let mount = peer.mount(connector(|_| ()), MountConfig::default()).await;
+    for i in 0..400 {
+        create(&mount, &format!("{i:0200}")).await;
+    }
+    let listings: Vec<_> = (0..16)
+        .map(|_| {
+            let mount = mount.clone();
+            tokio::spawn(async move { mount.readdirplus(mount.root(), 0, Default::default(), 100_000).await })
+        })
+        .collect();
+    for listing in listings {
+        assert!(listing.await.unwrap().unwrap().entries.len() > 100);
+    }
 }

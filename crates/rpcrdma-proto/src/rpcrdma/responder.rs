@@ -242,6 +242,19 @@ impl Responder {
         Refusal { answer: Answer::ErrChunk { xid: call.header.xid } }
     }
 
+    /// Bytes that the Reply to `call` would put into the Reply chunk, which are to be gathered in registered memory first;
+    /// 0 if it travels another way. The lengths are those of [`Self::reply`].
+    #[must_use]
+    pub fn long_reply(&self, call: &HeldCall, inline_len: usize, item: Option<u32>) -> usize {
+        let Some(offered) = call.header.body.lists().filter(|lists| lists.reply.is_some()) else { return 0 };
+        let items = [item];
+        let items = if item.is_some() { &items[..] } else { &[] };
+        match ReplyShape::choose(offered, inline_len, items, self.threshold).map(|shape| shape.body) {
+            Ok(Body::Nomsg(lists)) => lists.reply.map_or(0, |chunk| chunk.length() as usize),
+            _ => 0,
+        }
+    }
+
     /// Decides how the Reply to `call` travels: an RPC message of `inline_len` bytes, and an eligible result of `item`
     /// bytes that is not counted in it.
     ///

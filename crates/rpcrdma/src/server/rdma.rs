@@ -21,14 +21,14 @@
 //! # Limits
 //! Calls in hand are bounded by the posted Receives, which cover the grant and little more. Memory for chunks comes from
 //! the server's pools; a Call that finds none waits in [`Stage::NeedBuffer`]. A Reply waits while the Send queue has no
-//! room for it, or its completions, which give Send buffers back, are late.
+//! room for it, or its completions, which give Send buffers back, are late, or there is no memory for its Reply chunk.
 
 use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -48,7 +48,7 @@ use rpcrdma_proto::{
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, Sleep, sleep, timeout},
 };
@@ -59,7 +59,10 @@ use super::{
     Offload,
     service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
 };
-use crate::{memory::Pools, metrics::ServerMetrics};
+use crate::{
+    memory::{MAX_TRANSFER, Pools},
+    metrics::ServerMetrics,
+};
 
 /// How a server's RDMA connections behave.
 #[derive(Clone, Debug)]
@@ -183,6 +186,7 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
     };
     shared.metrics.connections.add(1);
     debug!(%peer, transport = qp.peer().transport, "connected");
+    let (report, executed) = mpsc::unbounded_channel();
     let mut connection = Connection {
         qp,
         responder,
@@ -191,11 +195,12 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
         inline,
         calls: Slab::with_capacity(config.grant as usize + 4),
         starved: VecDeque::new(),
+        hungry: false,
         retry: Box::pin(sleep(Duration::ZERO)),
         done: Vec::with_capacity(64),
         reply: OutgoingReply::default(),
-        offline: Arc::default(),
-        returned: Vec::new(),
+        report,
+        executed,
         blocking: 0,
         blocked: VecDeque::new(),
         arrivals: 0,
@@ -307,26 +312,52 @@ impl Body {
     }
 }
 
-/// What a blocking thread gives back.
+/// A Call on a blocking thread. It reports back when it is dropped, so that a panic of the service is noticed too.
+struct Job {
+    index: usize,
+    /// What becomes of the Call unless it is served: its client is told to send it again by a lost connection.
+    served: Served,
+    reply: OutgoingReply,
+    report: mpsc::UnboundedSender<Executed>,
+}
+
+impl Job {
+    fn execute(mut self, body: Body, origin: Origin, shared: &Shared) {
+        // The connection is gone, and the Call has not begun: its client sends it again, or has lost interest.
+        if !self.report.is_closed() {
+            self.served =
+                body.serve(origin, Patience::Wait, &*shared.service, &shared.pools, &mut self.reply);
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let reply = std::mem::take(&mut self.reply);
+        // Nobody listens when the connection has ended meanwhile.
+        let _ = self.report.send(Executed { index: self.index, served: self.served, reply });
+    }
+}
+
+/// What a [`Job`] reports.
 struct Executed {
     index: usize,
     served: Served,
     reply: OutgoingReply,
 }
 
-/// A Reply that waits for room in the Send queue.
+/// What a Reply leaves in.
+struct Room {
+    /// For the Send.
+    buf: Region,
+    /// For the Reply chunk.
+    long: Option<Region>,
+}
+
+/// A Reply that waits for its [`Room`].
 enum Unsent {
     Reply { index: usize, reply: OutgoingReply },
     Refusal(Refusal),
-}
-
-/// Where blocking threads put their results.
-#[derive(Default)]
-struct Offline {
-    /// The connection is gone: what has not begun need not begin.
-    closed: bool,
-    executed: Vec<Executed>,
-    task: Option<Waker>,
 }
 
 /// One connection, from birth to death.
@@ -339,13 +370,15 @@ struct Connection {
     calls: Slab<InService>,
     /// Calls in [`Stage::NeedBuffer`], in the order of arrival.
     starved: VecDeque<usize>,
-    /// When to look for memory again.
+    /// Somebody waits for memory.
+    hungry: bool,
+    /// When to look for it again.
     retry: Pin<Box<Sleep>>,
     done: Vec<Completion>,
     /// The Reply in the making, kept for its memory.
     reply: OutgoingReply,
-    offline: Arc<Mutex<Offline>>,
-    returned: Vec<Executed>,
+    report: mpsc::UnboundedSender<Executed>,
+    executed: mpsc::UnboundedReceiver<Executed>,
     /// Calls on blocking threads or in line for them, and those that this connection holds back.
     blocking: usize,
     blocked: VecDeque<usize>,
@@ -503,26 +536,47 @@ impl Connection {
         self.slots == 0 || self.slots.saturating_add(count) <= self.qp.limits().sends
     }
 
-    /// A Send buffer, if a Reply can leave now: there is room for it and its Write, and a Receive for the next Call.
-    fn room_to_answer(&mut self) -> Option<Region> {
+    /// What a Reply needs to leave now, if all of it is there: room for it and its Write, a Receive for the next Call, and
+    /// memory for the `long` bytes that go into a Reply chunk.
+    fn room_to_answer(&mut self, long: usize) -> Option<Room> {
         if !self.has_slots(2) {
             return None;
         }
+        let long = match long {
+            0 => None,
+            len => {
+                let region = self.shared.pools.take(len);
+                self.hungry |= region.is_none();
+                Some(region?)
+            }
+        };
         let buf = self.inline.take()?;
         // Not before the Reply can leave: in the hands of a client that floods us, one more Receive is one more Call.
         self.post_receives(self.responder.receives_wanted_to_answer());
         let short = self.responder.receives_wanted_to_answer() > 0 || self.responder.promises().posted() == 0;
-        (!short).then_some(buf)
+        (!short).then_some(Room { buf, long })
+    }
+
+    /// The length of what a Reply puts into the Reply chunk.
+    fn long_reply(&self, index: usize, reply: &OutgoingReply) -> usize {
+        let held = self.calls.get(index).and_then(|c| c.held.as_ref());
+        let item = reply.message.hole().map(|h| h.len as u32);
+        // What is too long for any region of ours is refused in the Call.
+        held.map_or(0, |held| self.responder.long_reply(held, reply.message.len(), item)).min(MAX_TRANSFER)
     }
 
     /// Sends Replies that have waited for room. Whether any left.
     fn send_unsent(&mut self) -> bool {
         let mut any = false;
-        while !self.unsent.is_empty() {
-            let Some(buf) = self.room_to_answer() else { break };
+        while let Some(next) = self.unsent.front() {
+            let long = match next {
+                Unsent::Reply { index, reply } => self.long_reply(*index, reply),
+                Unsent::Refusal(_) => 0,
+            };
+            let Some(room) = self.room_to_answer(long) else { break };
             match self.unsent.pop_front() {
-                Some(Unsent::Reply { index, mut reply }) => self.send_reply(index, &mut reply, buf),
-                Some(Unsent::Refusal(refusal)) => self.send_refusal(refusal, buf),
+                Some(Unsent::Reply { index, mut reply }) => self.send_reply(index, &mut reply, room),
+                Some(Unsent::Refusal(refusal)) => self.send_refusal(refusal, room),
                 None => {}
             }
             any = true;
@@ -617,46 +671,26 @@ impl Connection {
             return;
         }
         let Some(body) = self.calls.get_mut(index).and_then(|c| c.body.take()) else { return };
+        let job = Job {
+            index,
+            served: Served::Close,
+            reply: OutgoingReply::default(),
+            report: self.report.clone(),
+        };
         let shared = Arc::clone(&self.shared);
-        let offline = Arc::clone(&self.offline);
         let origin = self.origin;
         self.blocking += 1;
-        let job = move || {
-            if offline.lock().unwrap_or_else(PoisonError::into_inner).closed {
-                return;
-            }
-            let mut reply = OutgoingReply::default();
-            let served = body.serve(origin, Patience::Wait, &*shared.service, &shared.pools, &mut reply);
-            drop(body);
-            let task = {
-                let mut offline = offline.lock().unwrap_or_else(PoisonError::into_inner);
-                offline.executed.push(Executed { index, served, reply });
-                offline.task.take()
-            };
-            if let Some(task) = task {
-                task.wake();
-            }
-        };
-        self.shared.offload.run(job);
+        self.shared.offload.run(move || job.execute(body, origin, &shared));
     }
 
     /// Answers what blocking threads have executed. Whether there was anything.
     fn take_executed(&mut self, cx: &mut Context<'_>) -> bool {
-        {
-            let mut offline = self.offline.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::swap(&mut offline.executed, &mut self.returned);
-            match &mut offline.task {
-                Some(w) => w.clone_from(cx.waker()),
-                none => *none = Some(cx.waker().clone()),
-            }
-        }
-        let mut returned = std::mem::take(&mut self.returned);
-        let any = !returned.is_empty();
-        for Executed { index, served, mut reply } in returned.drain(..) {
+        let mut any = false;
+        while let Poll::Ready(Some(Executed { index, served, mut reply })) = self.executed.poll_recv(cx) {
+            any = true;
             self.blocking -= 1;
             self.served(index, served, &mut reply);
         }
-        self.returned = returned;
         while self.blocking < BLOCKING
             && let Some(index) = self.blocked.pop_front()
         {
@@ -674,11 +708,14 @@ impl Connection {
                 fed = true;
                 continue;
             }
+            self.hungry = true;
+            break;
+        }
+        if std::mem::take(&mut self.hungry) {
             // Memory comes back on other connections' tasks, which do not know of us.
             while self.retry.as_mut().poll(cx).is_ready() {
                 self.retry.as_mut().reset(Instant::now() + RETRY);
             }
-            break;
         }
         fed
     }
@@ -687,9 +724,14 @@ impl Connection {
     fn served(&mut self, index: usize, served: Served, reply: &mut OutgoingReply) {
         match served {
             Served::Reply => {
-                let room = if self.unsent.is_empty() { self.room_to_answer() } else { None };
+                // The Call's own memory is not needed for its Reply.
+                if let Some(call) = self.calls.get_mut(index) {
+                    call.body = None;
+                }
+                let long = self.long_reply(index, reply);
+                let room = if self.unsent.is_empty() { self.room_to_answer(long) } else { None };
                 match room {
-                    Some(buf) => self.send_reply(index, reply, buf),
+                    Some(room) => self.send_reply(index, reply, room),
                     None => self.unsent.push_back(Unsent::Reply { index, reply: std::mem::take(reply) }),
                 }
             }
@@ -709,8 +751,9 @@ impl Connection {
         reply.data = None;
     }
 
-    /// Sends a Reply in `buf`, for which [`Self::room_to_answer`] has found room.
-    fn send_reply(&mut self, index: usize, reply: &mut OutgoingReply, mut buf: Region) {
+    /// Sends a Reply, for which [`Self::room_to_answer`] has found room.
+    fn send_reply(&mut self, index: usize, reply: &mut OutgoingReply, room: Room) {
+        let Room { mut buf, long } = room;
         let Some(held) = self.calls.get_mut(index).and_then(|c| c.held.take()) else { return };
         let hole = reply.message.hole();
         let item = hole.map(|h| h.len as u32);
@@ -751,8 +794,9 @@ impl Connection {
         let message = reply.message.as_slice();
         let mut len = header;
         if let Some(chunk) = plan.reply_chunk() {
-            let total = chunk.length() as usize;
-            let mut region = self.shared.pools.take(total).unwrap_or_else(|| Region::alloc(total));
+            let Some(mut region) = long.filter(|region| region.len() >= chunk.length() as usize) else {
+                return self.give_up("it is too long for the memory of a transfer");
+            };
             assemble(message, item, &mut region);
             let work = Work::Write { id: work_id(index, WRITE), buf: region, at: 0, to: remote(chunk) };
             posted &= self.post(work).is_ok();
@@ -784,14 +828,14 @@ impl Connection {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        let room = if self.unsent.is_empty() { self.room_to_answer() } else { None };
+        let room = if self.unsent.is_empty() { self.room_to_answer(0) } else { None };
         match room {
-            Some(buf) => self.send_refusal(refusal, buf),
+            Some(room) => self.send_refusal(refusal, room),
             None => self.unsent.push_back(Unsent::Refusal(refusal)),
         }
     }
 
-    fn send_refusal(&mut self, refusal: Refusal, mut buf: Region) {
+    fn send_refusal(&mut self, refusal: Refusal, Room { mut buf, .. }: Room) {
         let Ok(header) = self.responder.refuse(refusal) else {
             return self.give_up("no Receive could be posted");
         };
@@ -814,18 +858,9 @@ impl Connection {
     fn finish(&mut self, index: usize, step: Step) {
         let Some(call) = self.calls.get_mut(index) else { return };
         call.stage = advance(call.stage, step);
-        match call.stage {
-            Stage::Done => drop(self.calls.try_remove(index)),
-            // The Call's own memory is not needed for its Reply.
-            Stage::Sending => call.body = None,
-            _ => {}
+        if call.stage == Stage::Done {
+            self.calls.try_remove(index);
         }
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.offline.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
     }
 }
 
