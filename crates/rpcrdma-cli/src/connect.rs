@@ -168,7 +168,7 @@ pub(crate) struct Session {
     options: ClientOptions,
     patience: Duration,
     transport: Transport,
-    servers: Vec<(String, Option<u16>, Mount)>,
+    servers: Vec<(String, Mount)>,
 }
 
 impl Session {
@@ -184,15 +184,15 @@ impl Session {
 
     /// A connection to the target's server.
     pub(crate) async fn connect(&mut self, target: &Target) -> Result<Mount, Failure> {
-        let known = self.servers.iter().find(|(host, port, _)| *host == target.host && *port == target.port);
-        if let Some((.., mount)) = known {
+        let authority = target.authority();
+        if let Some((.., mount)) = self.servers.iter().find(|(known, _)| *known == authority) {
             return Ok(mount.clone());
         }
         let config = self.options.config(self.patience);
         let mount =
             Mount::connect(&self.transport, target, config).await.map_err(|e| Failure::of(target, e))?;
-        watch(&mount, &target.host, self.options.timeout.unwrap_or(self.patience));
-        self.servers.push((target.host.clone(), target.port, mount.clone()));
+        watch(&mount, &authority, self.options.timeout.unwrap_or(self.patience));
+        self.servers.push((authority, mount.clone()));
         Ok(mount)
     }
 

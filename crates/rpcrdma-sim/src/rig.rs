@@ -219,8 +219,7 @@ impl World {
         server: SocketAddr,
         config: MountConfig,
     ) -> Result<Mount, rpcrdma::error::Error> {
-        let target =
-            Target { host: server.ip().to_string(), port: Some(server.port()), path: b"/mem".to_vec() };
+        let target = Target::new(server.ip().to_string(), Some(server.port()), "/mem");
         let connector = Arc::new(self.sim.connector(node));
         Mount::new(&Transport::Rdma(connector), &target, config).await
     }

@@ -34,10 +34,8 @@ pub enum Error {
     Call(CallError),
     /// No connection could be made.
     Connect {
-        /// To this address.
-        to: SocketAddr,
-        /// Because of this.
-        error: ConnectError,
+        /// The addresses that were tried, at least one, and why each of them did not do.
+        attempts: Vec<(SocketAddr, ConnectError)>,
     },
     /// The host has no address.
     Resolve {
@@ -82,11 +80,13 @@ impl Error {
             Self::Rpc(_) | Self::BadReply(_) => EIO,
             Self::Call(CallError::TimedOut { .. }) => ETIMEDOUT,
             Self::Call(_) => EIO,
-            Self::Connect { error: ConnectError::Io(e), .. } | Self::Tcp { error: e, .. } => {
-                e.raw_os_error().unwrap_or(EIO)
-            }
-            Self::Connect { error: ConnectError::TimedOut, .. } => ETIMEDOUT,
-            Self::Connect { .. } | Self::NoMountService { .. } => ECONNREFUSED,
+            Self::Connect { attempts } => match attempts.first() {
+                Some((_, ConnectError::Io(e))) => e.raw_os_error().unwrap_or(EIO),
+                Some((_, ConnectError::TimedOut)) => ETIMEDOUT,
+                _ => ECONNREFUSED,
+            },
+            Self::Tcp { error, .. } => error.raw_os_error().unwrap_or(EIO),
+            Self::NoMountService { .. } => ECONNREFUSED,
             Self::Resolve { .. } => EHOSTUNREACH,
         }
     }
@@ -106,7 +106,12 @@ impl fmt::Display for Error {
             Self::Rpc(fault) => write!(f, "the server did not execute the Call: {fault}"),
             Self::BadReply(what) => write!(f, "the server's Reply makes no sense: {what}"),
             Self::Call(e) => e.fmt(f),
-            Self::Connect { to, error } => write!(f, "{to}: {error}"),
+            Self::Connect { attempts } => {
+                for (i, (to, error)) in attempts.iter().enumerate() {
+                    write!(f, "{}{to}: {error}", if i > 0 { "; " } else { "" })?;
+                }
+                Ok(())
+            }
             Self::Resolve { host, error } => write!(f, "{host}: no such host: {error}"),
             Self::Tcp { to, what, error } => write!(f, "{what} at {to}: {error}"),
             Self::NoMountService { host } => write!(
@@ -120,7 +125,9 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Connect { error, .. } => Some(error),
+            Self::Connect { attempts } => {
+                attempts.first().map(|(_, error)| error as &(dyn std::error::Error + 'static))
+            }
             Self::Resolve { error, .. } | Self::Tcp { error, .. } => Some(error),
             _ => None,
         }

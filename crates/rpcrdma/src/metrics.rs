@@ -42,6 +42,16 @@ pub struct ClientMetrics {
     pub connect_failures: Counter,
     /// Connections lost.
     pub losses: Counter,
+    /// Outages that ended: the first Reply after a loss with Calls pending, or after attempts in vain.
+    pub recoveries: Counter,
+    /// Connections made to another address than the one before, of a server with several.
+    pub failovers: Counter,
+    /// Milliseconds of outages that ended, from the loss, or the first Call that found no connection, to the Reply.
+    pub outage_ms: Counter,
+    /// The longest of these outages in milliseconds.
+    pub longest_outage_ms: Counter,
+    /// Calls given up because their time was over, as on a soft mount.
+    pub timed_out: Counter,
     /// Calls sent again, on a later connection than before.
     pub retransmissions: Counter,
     /// Connections on which exactly one Call was outstanding until the first Reply (RFC 8166 section 3.3.3).

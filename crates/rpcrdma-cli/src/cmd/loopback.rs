@@ -78,7 +78,7 @@ impl Loopback {
     pub(super) fn target(&self, path: &Path) -> Target {
         use std::os::unix::ffi::OsStrExt as _;
         let path = path.as_os_str().as_bytes().to_vec();
-        Target { host: self.addr.ip().to_string(), port: Some(self.addr.port()), path }
+        Target::new(self.addr.ip().to_string(), Some(self.addr.port()), path)
     }
 
     pub(super) fn addr(&self) -> SocketAddr {

@@ -343,7 +343,7 @@ impl Serve {
             let host = reachable(ready.rdma.ip());
             for name in &ready.exports {
                 let port = Some(ready.rdma.port()).filter(|p| *p != v3::PORT_RDMA);
-                let url = Target { host: host.clone(), port, path: name.clone().into_bytes() };
+                let url = Target::new(host.clone(), port, name.as_bytes());
                 let rules = if self.rules.read_only { " (read-only)" } else { "" };
                 out.line("")?;
                 out.line(format!("{}{rules}", out.paint("1", name)))?;

@@ -167,6 +167,8 @@ pub struct Requester {
     xids: Vec<Xid>,
     calls: Vec<Outstanding>,
     sent: u64,
+    /// When the Call that was sent last, of those with a Reply, was sent.
+    answered: Option<Duration>,
 }
 
 impl Requester {
@@ -182,6 +184,7 @@ impl Requester {
             xids: Vec::with_capacity(table),
             calls: Vec::with_capacity(table),
             sent: 0,
+            answered: None,
         }
     }
 
@@ -240,7 +243,8 @@ impl Requester {
             return Received::Dropped(Dropped::Stray(PeerMisbehaved::ReplyToUnknownXid(header.xid)));
         };
         self.xids.swap_remove(index);
-        let Outstanding { key, offered, .. } = self.calls.swap_remove(index);
+        let Outstanding { key, offered, sent, .. } = self.calls.swap_remove(index);
+        self.answered = self.answered.max(Some(sent));
         self.account.retire(header.credit.0);
         if let Body::Error(e) = header.body {
             return Received::Failed { key, why: CallFault::Error(e) };
@@ -265,6 +269,13 @@ impl Requester {
     #[must_use]
     pub fn oldest(&self) -> Option<Duration> {
         self.calls.iter().map(|c| c.sent).min()
+    }
+
+    /// When the Call that was sent last, of those that have a Reply, was sent. If that is long after [`Self::oldest`],
+    /// the oldest Call was not slow but forgotten.
+    #[must_use]
+    pub fn latest_answered(&self) -> Option<Duration> {
+        self.answered
     }
 
     /// The connection is gone: the Calls that have no Reply, in the order in which they were sent. All else that this

@@ -100,6 +100,9 @@ pub enum CallError {
     Transport(CallFault),
     /// Its chunks do not fit a message of this connection.
     TooLong(HeaderTooLong),
+    /// It has data for the server to fetch, and the connection allows no RDMA Reads: the server offers none (ORD 0), or
+    /// the provider on this side (IRD 0). Smaller WRITEs, which travel inline, work.
+    NoReads,
     /// The client was closed.
     Closed,
 }
@@ -112,6 +115,9 @@ impl fmt::Display for CallError {
             }
             Self::Transport(fault) => fault.fmt(f),
             Self::TooLong(e) => e.fmt(f),
+            Self::NoReads => {
+                f.write_str("the data does not fit inline, and the connection allows no RDMA Reads")
+            }
             Self::Closed => f.write_str("the client was closed"),
         }
     }

@@ -2,10 +2,12 @@
 
 mod backoff;
 mod channel;
+mod link;
 mod mount;
 mod nfs;
 pub(crate) mod oneshot;
 mod rdma;
+mod servers;
 mod target;
 mod tcp;
 

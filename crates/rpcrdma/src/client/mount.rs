@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use rpcrdma_fabric::Connector;
+use rpcrdma_fabric::{ConnectError, Connector};
 use rpcrdma_nfs::{
     mount::{self, DirPath, MntResult},
     v3::{self, FsInfo, Handle},
@@ -21,12 +21,15 @@ use rpcrdma_proto::{
 };
 
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::{
     Target,
     channel::{Call, Channel, Finished, Xids, channel},
+    link::Link,
     oneshot::{self, Procedure},
     rdma::{self, Dialer, RdmaConfig},
+    servers::{Route, Servers},
     tcp,
 };
 use crate::{error::Error, memory::Pools, metrics::ClientMetrics};
@@ -130,7 +133,8 @@ pub(crate) struct Inner {
     /// Body of the AUTH_SYS credential.
     cred: Vec<u8>,
     /// Where the NFS service is.
-    to: SocketAddr,
+    servers: Arc<Servers>,
+    /// The same as it stands in a URL.
     host: String,
     mount_port: Option<u16>,
     /// Most bytes per READ and WRITE that the caller wants.
@@ -160,7 +164,7 @@ impl Mount {
             Transport::Rdma(_) => v3::PORT_RDMA,
             Transport::Tcp => v3::PORT_TCP,
         };
-        let to = resolve(&target.host, target.port.unwrap_or(default)).await?;
+        let servers = Arc::new(Servers::resolve(target, default).await?);
         let pools = Pools::new(config.calls);
         let metrics = Arc::<ClientMetrics>::default();
         // If a later connection cannot be made, the earlier ones are closed.
@@ -173,26 +177,36 @@ impl Mount {
             let (channel, inbox) = channel(calls, xids.clone());
             let config = RdmaConfig { seed: seed.map(|seed| seed.wrapping_add(nth)), ..config.rdma.clone() }
                 .within_give_up();
+            let mut link = Link::new(Arc::clone(&servers), config.backoff, config.seed, Arc::clone(&metrics));
+            let mut attempts = Attempts::default();
             match transport {
                 Transport::Rdma(connector) => {
-                    let dialer = Dialer::new(
-                        Arc::clone(connector),
-                        to,
-                        config,
-                        calls,
-                        pools.clone(),
-                        Arc::clone(&metrics),
-                    );
-                    let first = dialer.connect().await.map_err(|error| Error::Connect { to, error })?;
+                    let connector = Arc::clone(connector);
+                    let metrics = Arc::clone(&metrics);
+                    let dialer = Dialer::new(connector, config, calls, pools.clone(), metrics);
+                    let (route, first) = loop {
+                        let route = servers.route();
+                        match dialer.connect(route).await {
+                            Ok(first) => break (route, first),
+                            Err(error) => attempts.failed(&servers, route, error)?,
+                        }
+                    };
+                    link.connected(route.to);
                     carrier.clone_from(&first.peer().transport);
-                    tokio::spawn(rdma::run(dialer, inbox, Some(first)));
+                    tokio::spawn(rdma::run(dialer, link, inbox, Some(first)));
                 }
                 Transport::Tcp => {
-                    let first = timeout(config.connect_timeout, tcp::connect(to)).await;
-                    let first = first.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                    let first = first.map_err(|error| Error::Connect { to, error: error.into() })?;
+                    let (route, first) = loop {
+                        let route = servers.route();
+                        let made = timeout(config.connect_timeout, tcp::connect(route.to)).await;
+                        match made.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                            Ok(first) => break (route, first),
+                            Err(error) => attempts.failed(&servers, route, error.into())?,
+                        }
+                    };
+                    link.connected(route.to);
                     "TCP".clone_into(&mut carrier);
-                    tokio::spawn(tcp::run(to, config, inbox, Some(first), Arc::clone(&metrics)));
+                    tokio::spawn(tcp::run(config, link, inbox, Some((route, first)), Arc::clone(&metrics)));
                 }
             }
             channels.0.push(channel);
@@ -200,8 +214,8 @@ impl Mount {
         let inner = Inner {
             wires: Arc::new(Wires { channels, next: AtomicUsize::new(0) }),
             cred: credential(&config.identity, seed),
-            to,
-            host: target.host.clone(),
+            servers,
+            host: target.authority(),
             mount_port: config.mount_port,
             io_size: config.io_size.max(512),
             pools,
@@ -297,7 +311,7 @@ impl Inner {
     /// Asks the MOUNT service for the handle of a path.
     async fn find_root(&self, path: &[u8]) -> Result<Handle, Error> {
         let auth = self.auth();
-        let at = |port| SocketAddr::new(self.to.ip(), port);
+        let at = |port| SocketAddr::new(self.servers.route().to.ip(), port);
         if let Some(port) = self.mount_port {
             return mount_over_tcp(at(port), path, auth).await;
         }
@@ -345,10 +359,25 @@ fn credential(identity: &Identity, seed: Option<u64>) -> Vec<u8> {
     w.into_parts().0
 }
 
-async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Error> {
-    let fail = |error| Error::Resolve { host: host.to_owned(), error };
-    let mut addrs = tokio::net::lookup_host((host, port)).await.map_err(fail)?;
-    addrs.next().ok_or_else(|| fail(io::ErrorKind::NotFound.into()))
+/// Attempts to connect, in vain.
+#[derive(Default)]
+struct Attempts(Vec<(SocketAddr, ConnectError)>);
+
+impl Attempts {
+    /// Goes on to the next address, if there is one that was not tried.
+    ///
+    /// # Errors
+    /// Why each of them did not do.
+    fn failed(&mut self, servers: &Servers, at: Route, error: ConnectError) -> Result<(), Error> {
+        let why = error.to_string();
+        self.0.push((at.to, error));
+        if self.0.len() >= servers.count() {
+            return Err(Error::Connect { attempts: std::mem::take(&mut self.0) });
+        }
+        warn!(peer = %at.to, "no connection: {why}; trying the next address");
+        servers.failed(at.to);
+        Ok(())
+    }
 }
 
 fn handle(result: MntResult, path: &[u8]) -> Result<Handle, Error> {

@@ -16,15 +16,20 @@
 //! did.
 //!
 //! # When it breaks
-//! Any loss leads to a new connection, after a wait that grows while nothing works. A peer that is silent for
-//! `call_timeout` with a Call outstanding is taken for dead, because a reliable connection over InfiniBand has no
-//! keep-alive; the connection is cut and the Call sent again on a new one.
+//! Any loss leads to a new connection, to the same address or the next one, after a wait that grows while nothing works
+//! ([`super::link`]). A peer that is silent for `call_timeout` with a Call outstanding is taken for dead, because a
+//! reliable connection over InfiniBand has no keep-alive; the connection is cut and the Call sent again on a new one. So
+//! is a peer that answers others and not that Call ([`Waits::due`]).
+//!
+//! A Call whose time is up (`give_up`) ends with an error. If it is outstanding its connection is cut first: the peer
+//! may write to its memory until then.
 //!
 //! # Limits
 //! Receives and Sends come from one bounded pool; the window of a connection is at most `credits`.
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt,
     future::Future,
     hash::{BuildHasherDefault, Hasher},
     net::SocketAddr,
@@ -39,11 +44,11 @@ use std::{
 
 use rpcrdma_fabric::{
     Access, BoxQueuePair, Completion, ConnectError, Connector, Exposed, Lost, Op, Pool, QpLimits, QueuePair,
-    Region, Shutdown, Stag, Start, Work,
+    Region, RejectReason, Shutdown, Stag, Start, Work,
 };
 use rpcrdma_proto::{
     rpcrdma::{
-        Segment, Xid,
+        PeerMisbehaved, Segment, Xid,
         private_data::{PrivateData, Thresholds},
         requester::{CallChunks, ConnectionId, Received, ReplyMessage, Requester},
         shape::{CallForm, CallShape, CallSize, ReplyOffer, ReplyRoom, SegmentCounts},
@@ -53,11 +58,13 @@ use rpcrdma_proto::{
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
-    backoff::{Backoff, BackoffConfig},
+    backoff::BackoffConfig,
     channel::{Call, CallError, Ended, Finished, Inbox, NewCall, Reply},
+    link::{self, Link, Waits},
+    servers::Route,
 };
 use crate::{memory::Pools, metrics::ClientMetrics};
 
@@ -70,7 +77,8 @@ pub struct RdmaConfig {
     pub inline: u32,
     /// Whether the server may invalidate memory with its Replies (RFC 8797).
     pub remote_invalidation: bool,
-    /// How long a connection may be silent with a Call outstanding.
+    /// How long a connection may be silent with a Call outstanding, before the Call is sent again on another one: what
+    /// `timeo` is to a mount.
     pub call_timeout: Duration,
     /// How long an attempt to connect may take.
     pub connect_timeout: Duration,
@@ -84,6 +92,24 @@ pub struct RdmaConfig {
 }
 
 impl RdmaConfig {
+    /// The same, as a soft mount: a Call fails when it has been tried for `timeo` and `retrans` times as long again. That
+    /// is when a Linux client gives up that is mounted over TCP or RDMA with `soft,timeo=...,retrans=...`.
+    #[must_use]
+    pub fn soft(mut self, timeo: Duration, retrans: u32) -> Self {
+        self.call_timeout = timeo;
+        self.give_up = Some(timeo.saturating_mul(retrans.saturating_add(1)));
+        self
+    }
+
+    /// The same, as a hard mount, which is the default: Calls are tried until they are answered. A server that is silent
+    /// for `timeo` is asked anew.
+    #[must_use]
+    pub fn hard(mut self, timeo: Duration) -> Self {
+        self.call_timeout = timeo;
+        self.give_up = None;
+        self
+    }
+
     /// The same, with no wait longer than a Call is tried: a Call that is given up early must not wait longer than that
     /// for a silent peer.
     pub(crate) fn within_give_up(mut self) -> Self {
@@ -113,7 +139,6 @@ impl Default for RdmaConfig {
 /// Where a client connects, with what, and how.
 pub(crate) struct Dialer {
     connector: Arc<dyn Connector>,
-    to: SocketAddr,
     config: RdmaConfig,
     /// Sends and Receives.
     inline: Pool,
@@ -126,7 +151,6 @@ pub(crate) struct Dialer {
 impl Dialer {
     pub(crate) fn new(
         connector: Arc<dyn Connector>,
-        to: SocketAddr,
         config: RdmaConfig,
         calls: usize,
         pools: Pools,
@@ -136,11 +160,11 @@ impl Dialer {
         // take their time, others must not want for messages.
         let messages = (config.credits as usize + 16) * 2 + calls;
         let inline = Pool::new(config.inline as usize, messages);
-        Self { connector, to, config, inline, pools, metrics, epoch: Instant::now() }
+        Self { connector, config, inline, pools, metrics, epoch: Instant::now() }
     }
 
     /// Makes a connection, with the first Receives posted.
-    pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
+    pub(crate) async fn connect(&self, route: Route) -> Result<Connection, ConnectError> {
         let ours = PrivateData::new(self.config.inline, self.config.inline, self.config.remote_invalidation);
         let mut requester = Requester::new(next_connection(), self.config.credits);
         let recvs: Vec<Region> = (0..requester.receives_wanted()).map_while(|_| self.inline.take()).collect();
@@ -153,17 +177,19 @@ impl Dialer {
             ..QpLimits::default()
         };
         let start = Start { private_data: ours.encode().to_vec(), recvs, limits };
-        let made = timeout(self.config.connect_timeout, self.connector.connect(self.to, start)).await;
-        let qp = made
-            .unwrap_or(Err(ConnectError::TimedOut))
-            .inspect_err(|_| self.metrics.connect_failures.add(1))?;
+        let made = timeout(self.config.connect_timeout, self.connector.connect(route.to, start)).await;
+        let qp = made.unwrap_or(Err(ConnectError::TimedOut))?;
         (0..posted).for_each(|_| requester.receive_posted());
         let theirs = PrivateData::parse(&qp.peer().private_data).unwrap_or_default();
         let thresholds = Thresholds::agree(ours, theirs);
-        self.metrics.connects.add(1);
-        debug!(peer = %self.to, transport = qp.peer().transport, ?thresholds, "connected");
+        debug!(peer = %route.to, transport = qp.peer().transport, ?thresholds, "connected");
+        let now = Instant::now();
         Ok(Connection {
             qp,
+            route,
+            born: now,
+            heard: now,
+            cut: None,
             requester,
             thresholds,
             exposed: ExposedTable::default(),
@@ -270,15 +296,17 @@ impl Calls {
 
     /// Ends the waiting Calls that nobody waits for any more, and those that have been tried for too long. `last` is what
     /// stood in the way.
-    fn expire(&mut self, inbox: &Inbox, give_up: Option<Duration>, last: &str) {
+    fn expire(&mut self, inbox: &Inbox, dialer: &Dialer, last: &dyn fmt::Display) {
         let now = Instant::now();
+        let give_up = dialer.config.give_up;
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.retain(|&index| {
             let Some(active) = self.active.get(index) else { return false };
             let error = match give_up {
                 _ if inbox.is_orphan(active.key) => CallError::Closed,
                 Some(after) if now.duration_since(active.since) >= after => {
-                    CallError::TimedOut { after, last: last.to_owned() }
+                    dialer.metrics.timed_out.add(1);
+                    CallError::TimedOut { after, last: last.to_string() }
                 }
                 _ => return true,
             };
@@ -286,6 +314,11 @@ impl Calls {
             false
         });
         self.waiting = waiting;
+    }
+
+    /// When the first Call was taken that has not ended.
+    fn eldest(&self) -> Option<Instant> {
+        self.active.iter().map(|(_, active)| active.since).min()
     }
 
     fn end_all(&mut self) {
@@ -298,9 +331,8 @@ impl Calls {
 }
 
 /// Carries a channel's Calls until the channel is closed. `first` is a connection that has been made already.
-pub(crate) async fn run(dialer: Dialer, mut inbox: Inbox, first: Option<Connection>) {
+pub(crate) async fn run(dialer: Dialer, mut link: Link, mut inbox: Inbox, first: Option<Connection>) {
     let mut calls = Calls::default();
-    let mut backoff = Backoff::new(dialer.config.backoff, dialer.config.seed);
     let mut next = first;
     loop {
         if next.is_none() {
@@ -309,33 +341,37 @@ pub(crate) async fn run(dialer: Dialer, mut inbox: Inbox, first: Option<Connecti
             if !open {
                 break;
             }
-            sleep(backoff.wait()).await;
-            match dialer.connect().await {
-                Ok(connection) => next = Some(connection),
+            let route = link.next().await;
+            match dialer.connect(route).await {
+                Ok(connection) => {
+                    link.connected(route.to);
+                    next = Some(connection);
+                }
                 Err(e) => {
-                    backoff.failed();
-                    warn!(peer = %dialer.to, wait = ?backoff.wait(), "{e}; will try again");
-                    calls.expire(&inbox, dialer.config.give_up, &e.to_string());
+                    link.failed(route.to, &e, calls.waiting.len());
+                    calls.expire(&inbox, &dialer, &e);
                     continue;
                 }
             }
         }
         let Some(mut connection) = next.take() else { continue };
-        let end = std::future::poll_fn(|cx| connection.poll(cx, &dialer, &mut inbox, &mut calls)).await;
-        if connection.answered {
-            backoff.worked()
-        } else {
-            backoff.failed()
-        }
+        let poll = |cx: &mut Context<'_>| connection.poll(cx, &dialer, &mut link, &mut inbox, &mut calls);
+        let end = std::future::poll_fn(poll).await;
         if matches!(end, End::Closed) {
             connection.say_goodbye().await;
         }
+        let (to, up, answered) = (connection.route.to, connection.born.elapsed(), connection.answered);
         connection.bury(&mut calls);
         match end {
             End::Lost(why) => {
-                dialer.metrics.losses.add(1);
-                info!(peer = %dialer.to, unanswered = calls.waiting.len(), "connection lost: {why}");
-                calls.expire(&inbox, dialer.config.give_up, &why.to_string());
+                let how = match why {
+                    Loss::Moved(_) => link::Ended::Moved,
+                    _ if !answered => link::Ended::InVain,
+                    Loss::Silent(_) => link::Ended::Silent,
+                    _ => link::Ended::Worked,
+                };
+                link.lost(to, how, &why, up, calls.waiting.len());
+                calls.expire(&inbox, &dialer, &why);
             }
             End::Closed => break,
         }
@@ -361,9 +397,41 @@ fn poll_for_work(cx: &mut Context<'_>, inbox: &mut Inbox, calls: &mut Calls) -> 
 
 /// Why a connection's turn is over.
 enum End {
-    Lost(Lost),
+    Lost(Loss),
     /// The channel was closed.
     Closed,
+}
+
+/// Why a connection was lost.
+#[derive(Debug)]
+enum Loss {
+    /// The fabric or the peer ended it.
+    Fabric(Lost),
+    /// We cut it: a Call has waited too long for its Reply.
+    Silent(Duration),
+    /// We cut it: a Call may not be tried any longer, and its memory has to come back.
+    TimeIsUp(Duration),
+    /// We cut it: the mount has moved to another address.
+    Moved(SocketAddr),
+    /// We cut it: the provider did not take a Call.
+    Refused(RejectReason),
+    /// We cut it: a Reply broke a rule.
+    Misbehaved(PeerMisbehaved),
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fabric(lost) => lost.fmt(f),
+            Self::Silent(limit) => write!(f, "a Call had no Reply for {} s", limit.as_secs_f64()),
+            Self::TimeIsUp(limit) => {
+                write!(f, "a Call had no Reply in the {} s that it may take", limit.as_secs_f64())
+            }
+            Self::Moved(to) => write!(f, "the mount has moved to {to}"),
+            Self::Refused(why) => write!(f, "a Call was not taken: {why}"),
+            Self::Misbehaved(why) => why.fmt(f),
+        }
+    }
 }
 
 /// STags are unpredictable already; spreading them over the table takes one multiplication.
@@ -391,6 +459,13 @@ type ExposedTable = HashMap<Stag, usize, BuildHasherDefault<StagHasher>>;
 /// One connection, from birth to death.
 pub(crate) struct Connection {
     qp: BoxQueuePair,
+    /// Where it goes.
+    route: Route,
+    born: Instant,
+    /// When something last came from the peer.
+    heard: Instant,
+    /// Why we cut it, if we did.
+    cut: Option<Loss>,
     requester: Requester,
     thresholds: Thresholds,
     /// Which Call an exposed region belongs to.
@@ -422,19 +497,30 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         dialer: &Dialer,
+        link: &mut Link,
         inbox: &mut Inbox,
         calls: &mut Calls,
     ) -> Poll<End> {
+        if let Some(to) = link.moved(&mut self.route) {
+            self.cut(Loss::Moved(to));
+        }
         loop {
             let polled = self.qp.poll(cx, &mut self.done);
             let mut done = std::mem::take(&mut self.done);
             let moved = !done.is_empty();
+            if done.iter().any(|c| matches!(c, Completion::Received { .. })) {
+                self.heard = Instant::now();
+            }
+            let answered = self.answered;
             for completion in done.drain(..) {
                 self.complete(completion, dialer, calls);
             }
             self.done = done;
+            if !answered && self.answered {
+                link.answered(self.route.to, calls.active.len());
+            }
             if let Poll::Ready(Err(lost)) = polled {
-                return Poll::Ready(End::Lost(lost));
+                return Poll::Ready(End::Lost(self.cut.take().unwrap_or(Loss::Fabric(lost))));
             }
             self.post_receives(dialer);
             let mut ended = std::mem::take(&mut calls.ended);
@@ -454,8 +540,14 @@ impl Connection {
                 self.retry.as_mut().reset(Instant::now() + RETRY);
             }
         }
-        self.check_silence(cx, dialer);
+        self.check_silence(cx, dialer, inbox, calls);
         Poll::Pending
+    }
+
+    /// Ends the connection at once. The next poll flushes it.
+    fn cut(&mut self, why: Loss) {
+        self.qp.shutdown(Shutdown::Abort);
+        self.cut.get_or_insert(why);
     }
 
     /// Closes the connection in good order, as far as the peer goes along.
@@ -474,21 +566,35 @@ impl Connection {
         let _ = timeout(Duration::from_millis(500), farewell).await;
     }
 
-    /// Cuts the connection if a Call has waited too long for its Reply.
-    fn check_silence(&mut self, cx: &mut Context<'_>, dialer: &Dialer) {
+    /// Cuts the connection if a Call has waited too long for its Reply, and ends those that may not be tried any longer.
+    fn check_silence(&mut self, cx: &mut Context<'_>, dialer: &Dialer, inbox: &Inbox, calls: &mut Calls) {
+        let RdmaConfig { call_timeout, give_up, .. } = dialer.config;
         while self.timer.as_mut().poll(cx).is_ready() {
-            let limit = dialer.config.call_timeout;
-            let since = self.requester.oldest().map(|sent| dialer.epoch + sent);
-            let due = since.unwrap_or_else(Instant::now) + limit;
-            if due <= Instant::now() {
-                warn!(peer = %dialer.to, "no Reply for {} s: cutting the connection", limit.as_secs());
-                self.qp.shutdown(Shutdown::Abort);
+            let now = Instant::now();
+            let silence = self.waits(dialer).map_or(now + call_timeout, |waits| waits.due(call_timeout));
+            let time_is_up = |calls: &Calls| calls.eldest().zip(give_up).map(|(since, after)| since + after);
+            let mut due = time_is_up(calls).map_or(silence, |up| up.min(silence));
+            if due <= now {
+                // Those that were never sent can end as they are. Their callers are told in the next turn.
+                calls.expire(inbox, dialer, &"the server is slow");
                 cx.waker().wake_by_ref();
-                self.timer.as_mut().reset(Instant::now() + limit);
-                return;
+                let up = time_is_up(calls).filter(|up| *up <= now);
+                if silence <= now {
+                    self.cut(Loss::Silent(call_timeout));
+                } else if let (Some(_), Some(after)) = (up, give_up) {
+                    self.cut(Loss::TimeIsUp(after));
+                }
+                due = now + call_timeout;
             }
             self.timer.as_mut().reset(due);
         }
+    }
+
+    /// What the outstanding Calls wait for.
+    fn waits(&self, dialer: &Dialer) -> Option<Waits> {
+        let oldest = dialer.epoch + self.requester.oldest()?;
+        let answered = self.requester.latest_answered().map(|sent| dialer.epoch + sent);
+        Some(Waits { oldest, heard: self.heard, answered })
     }
 
     fn post_receives(&mut self, dialer: &Dialer) {
@@ -545,6 +651,11 @@ impl Connection {
             Ok(shape) => shape,
             Err(e) => return Sent::Never(CallError::TooLong(e)),
         };
+        // Reconnecting would lead to the same place again and again.
+        let pulls = shape.call == CallForm::Long || call.hole.is_some_and(|h| h.len > 0);
+        if shape.call != CallForm::Short && pulls && self.qp.limits().inbound_reads == 0 {
+            return Sent::Never(CallError::NoReads);
+        }
         let Some(mut buf) = dialer.inline.take() else { return Sent::NotNow };
 
         let mut exposer = Exposer {
@@ -620,10 +731,7 @@ impl Connection {
         match self.qp.post(Work::Send { id: index as u64, buf, len, invalidate: None }) {
             Ok(()) => self.slots += 1,
             // The Call is outstanding and will be sent again, on another connection.
-            Err(refused) => {
-                debug!(peer = %dialer.to, "cutting the connection, a Call was not taken: {refused}");
-                self.qp.shutdown(Shutdown::Abort);
-            }
+            Err(refused) => self.cut(Loss::Refused(refused.why)),
         }
 
         let metrics = &dialer.metrics;
@@ -675,12 +783,12 @@ impl Connection {
             Received::Failed { key, why } => (key, Outcome::Failed(CallError::Transport(why))),
             Received::Dropped(why) => {
                 metrics.strays.add(1);
-                debug!(peer = %dialer.to, ?why, "dropped a message");
+                debug!(peer = %self.route.to, ?why, "dropped a message");
                 return;
             }
             Received::Fatal(why) => {
-                warn!(peer = %dialer.to, "cutting the connection: {why}");
-                self.qp.shutdown(Shutdown::Abort);
+                warn!(peer = %self.route.to, "cutting the connection: {why}");
+                self.cut(Loss::Misbehaved(why));
                 return;
             }
         };

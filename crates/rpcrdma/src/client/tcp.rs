@@ -12,7 +12,7 @@
 //!
 //! # When it breaks
 //! Any loss leads to a new connection, after a wait that grows while nothing works, and Calls without a Reply are sent
-//! again under the same XIDs. A Reply that takes longer than `call_timeout` costs the connection. A Reply that makes no
+//! again under the same XIDs. Silence for `call_timeout` costs the connection, like a Call whose time is up. A Reply that makes no
 //! sense goes to its caller as it is, who will say so; a stream that breaks the rules of record marking is a loss.
 //!
 //! # Limits
@@ -27,6 +27,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use rpcrdma_fabric::{Pool, Region};
@@ -45,13 +46,14 @@ use tokio::{
     net::TcpStream,
     time::{Instant, Sleep, sleep, timeout},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error};
 
 use super::{
-    backoff::Backoff,
     channel::{Call, CallError, Ended, Finished, Inbox, NewCall, Reply},
+    link::{self, Link, Waits},
     oneshot,
     rdma::RdmaConfig,
+    servers::Route,
 };
 use crate::{
     memory::{MAX_TRANSFER, Pools},
@@ -80,56 +82,51 @@ pub(crate) async fn connect(to: SocketAddr) -> io::Result<TcpStream> {
 
 /// Carries a channel's Calls until the channel is closed. `first` is a connection that has been made already.
 pub(crate) async fn run(
-    to: SocketAddr,
     config: RdmaConfig,
+    mut link: Link,
     mut inbox: Inbox,
-    first: Option<TcpStream>,
+    first: Option<(Route, TcpStream)>,
     metrics: Arc<ClientMetrics>,
 ) {
     let memory = Memory::new(config.credits as usize);
     let mut calls = Calls::default();
-    let mut backoff = Backoff::new(config.backoff, config.seed);
     let mut next = first;
-    if next.is_some() {
-        metrics.connects.add(1);
-    }
     loop {
         if next.is_none() {
             // Do not connect before somebody has something to send.
             if !poll_fn(|cx| calls.poll_for_work(cx, &mut inbox)).await {
                 break;
             }
-            sleep(backoff.wait()).await;
-            let made = timeout(config.connect_timeout, connect(to)).await;
+            let route = link.next().await;
+            let made = timeout(config.connect_timeout, connect(route.to)).await;
             match made.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(stream) => {
-                    metrics.connects.add(1);
-                    next = Some(stream);
+                    link.connected(route.to);
+                    next = Some((route, stream));
                 }
                 Err(e) => {
-                    metrics.connect_failures.add(1);
-                    backoff.failed();
-                    warn!(peer = %to, wait = ?backoff.wait(), "cannot connect: {e}; will try again");
-                    calls.expire(&config, &e.to_string());
+                    link.failed(route.to, &e, calls.waiting.len());
+                    calls.expire(&config, &e, &metrics);
                     continue;
                 }
             }
         }
-        let Some(stream) = next.take() else { continue };
-        let mut connection = Connection::new(stream, to, &config, &memory, &metrics);
-        let end = poll_fn(|cx| connection.poll(cx, &mut inbox, &mut calls)).await;
-        if connection.answered {
-            backoff.worked()
-        } else {
-            backoff.failed()
-        }
+        let Some((route, stream)) = next.take() else { continue };
+        let mut connection = Connection::new(stream, route, &config, &memory, &metrics);
+        let end = poll_fn(|cx| connection.poll(cx, &mut link, &mut inbox, &mut calls)).await;
+        let (up, answered) = (connection.born.elapsed(), connection.answered);
         drop(connection);
         calls.requeue();
         match end {
             End::Lost(why) => {
-                metrics.losses.add(1);
-                info!(peer = %to, unanswered = calls.waiting.len(), "connection lost: {why}");
-                calls.expire(&config, &why.to_string());
+                let how = match why {
+                    Lost::Moved(_) => link::Ended::Moved,
+                    _ if !answered => link::Ended::InVain,
+                    Lost::Silent(_) => link::Ended::Silent,
+                    _ => link::Ended::Worked,
+                };
+                link.lost(route.to, how, &why, up, calls.waiting.len());
+                calls.expire(&config, &why, &metrics);
             }
             End::Closed => break,
         }
@@ -255,14 +252,15 @@ impl Calls {
     }
 
     /// Ends the Calls that have been tried for too long.
-    fn expire(&mut self, config: &RdmaConfig, last: &str) {
+    fn expire(&mut self, config: &RdmaConfig, last: &dyn fmt::Display, metrics: &ClientMetrics) {
         let Some(after) = config.give_up else { return };
         let (now, active) = (Instant::now(), &self.active);
         let late = |i: &usize| active.get(*i).is_some_and(|a| now.duration_since(a.since) >= after);
         let (late, waiting) = self.waiting.drain(..).partition::<VecDeque<_>, _>(late);
         self.waiting = waiting;
         for index in late {
-            self.end(index, Err(CallError::TimedOut { after, last: last.to_owned() }));
+            metrics.timed_out.add(1);
+            self.end(index, Err(CallError::TimedOut { after, last: last.to_string() }));
         }
     }
 
@@ -288,7 +286,11 @@ enum Lost {
     PeerClosed,
     Record(RecordError),
     /// A Call has waited too long for its Reply.
-    Silent,
+    Silent(Duration),
+    /// A Call may not be tried any longer, and its Reply would belong to nobody.
+    TimeIsUp(Duration),
+    /// The mount has moved to another address.
+    Moved(SocketAddr),
 }
 
 impl fmt::Display for Lost {
@@ -297,7 +299,11 @@ impl fmt::Display for Lost {
             Self::Io(e) => e.fmt(f),
             Self::PeerClosed => f.write_str("the server closed it"),
             Self::Record(e) => e.fmt(f),
-            Self::Silent => f.write_str("no Reply in time"),
+            Self::Silent(limit) => write!(f, "a Call had no Reply for {} s", limit.as_secs_f64()),
+            Self::TimeIsUp(limit) => {
+                write!(f, "a Call had no Reply in the {} s that it may take", limit.as_secs_f64())
+            }
+            Self::Moved(to) => write!(f, "the mount has moved to {to}"),
         }
     }
 }
@@ -317,7 +323,12 @@ enum Incoming {
 /// One connection.
 struct Connection<'a> {
     stream: TcpStream,
-    to: SocketAddr,
+    route: Route,
+    born: Instant,
+    /// When something last came from the server.
+    heard: Instant,
+    /// When the Call that was sent last, of those with a Reply, was sent.
+    latest_answered: Option<Instant>,
     config: &'a RdmaConfig,
     memory: &'a Memory,
     metrics: &'a ClientMetrics,
@@ -334,6 +345,8 @@ struct Connection<'a> {
     sending: VecDeque<usize>,
     /// Bytes of the first of them that have left.
     sent: usize,
+    /// The socket was full.
+    blocked: bool,
     /// Calls that have left, by XID.
     outstanding: HashMap<Xid, usize>,
     answered: bool,
@@ -343,14 +356,18 @@ struct Connection<'a> {
 impl<'a> Connection<'a> {
     fn new(
         stream: TcpStream,
-        to: SocketAddr,
+        route: Route,
         config: &'a RdmaConfig,
         memory: &'a Memory,
         metrics: &'a ClientMetrics,
     ) -> Self {
+        let now = Instant::now();
         Self {
             stream,
-            to,
+            route,
+            born: now,
+            heard: now,
+            latest_answered: None,
             config,
             memory,
             metrics,
@@ -363,14 +380,29 @@ impl<'a> Connection<'a> {
             front_len: 0,
             sending: VecDeque::new(),
             sent: 0,
+            blocked: false,
             outstanding: HashMap::new(),
             answered: false,
             timer: Box::pin(sleep(config.call_timeout)),
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, inbox: &mut Inbox, calls: &mut Calls) -> Poll<End> {
-        match self.poll_io(cx, inbox, calls) {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: &mut Link,
+        inbox: &mut Inbox,
+        calls: &mut Calls,
+    ) -> Poll<End> {
+        if let Some(to) = link.moved(&mut self.route) {
+            return Poll::Ready(End::Lost(Lost::Moved(to)));
+        }
+        let answered = self.answered;
+        let polled = self.poll_io(cx, inbox, calls);
+        if !answered && self.answered {
+            link.answered(self.route.to, calls.active.len());
+        }
+        match polled {
             Poll::Ready(Ok(())) => Poll::Ready(End::Closed),
             Poll::Ready(Err(lost)) => Poll::Ready(End::Lost(lost)),
             Poll::Pending => self.poll_silence(cx, calls).map(End::Lost),
@@ -397,6 +429,7 @@ impl<'a> Connection<'a> {
             if n == 0 {
                 return Poll::Ready(Err(Lost::PeerClosed));
             }
+            self.heard = Instant::now();
         }
     }
 
@@ -407,9 +440,18 @@ impl<'a> Connection<'a> {
             let records = self.sending.iter().filter_map(|i| calls.active.get(*i)?.pieces());
             let n = stream::gather(records, self.sent, &mut slices);
             match Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..n]) {
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.blocked = true;
+                    break;
+                }
                 Poll::Ready(Ok(0)) => return Err(Lost::Io(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => self.sent += n,
+                Poll::Ready(Ok(n)) => {
+                    self.sent += n;
+                    // The peer has made room in a full socket.
+                    if std::mem::take(&mut self.blocked) {
+                        self.heard = Instant::now();
+                    }
+                }
                 Poll::Ready(Err(error)) => return Err(Lost::Io(error)),
             }
             self.left(calls);
@@ -545,12 +587,13 @@ impl<'a> Connection<'a> {
             }
             Incoming::Front | Incoming::Stray => {
                 self.metrics.strays.add(1);
-                debug!(peer = %self.to, "dropped a message that answers nothing");
+                debug!(peer = %self.route.to, "dropped a message that answers nothing");
                 return;
             }
         };
         if let Some(active) = calls.active.get(index) {
             self.outstanding.remove(&active.xid);
+            self.latest_answered = self.latest_answered.max(Some(active.sent_at));
         }
         self.answered = true;
         self.metrics.replies.add(1);
@@ -558,17 +601,27 @@ impl<'a> Connection<'a> {
         calls.end(index, Ok(reply));
     }
 
-    /// Ready if a Call has waited too long for its Reply.
+    /// Ready if a Call has waited too long for its Reply, or may not be tried any longer.
     fn poll_silence(&mut self, cx: &mut Context<'_>, calls: &Calls) -> Poll<Lost> {
+        let RdmaConfig { call_timeout, give_up, .. } = *self.config;
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let sent = self.outstanding.values().filter_map(|i| Some(calls.active.get(*i)?.sent_at));
-            let due = sent.min().unwrap_or(now) + self.config.call_timeout;
-            if due <= now {
-                warn!(peer = %self.to, "no Reply for {} s: cutting the connection", self.config.call_timeout.as_secs());
-                return Poll::Ready(Lost::Silent);
+            let leaving = self.sending.front().and_then(|i| Some(calls.active.get(*i)?.since.max(self.born)));
+            let silence = sent.chain(leaving).min().map_or(now + call_timeout, |oldest| {
+                Waits { oldest, heard: self.heard, answered: self.latest_answered }.due(call_timeout)
+            });
+            if silence <= now {
+                return Poll::Ready(Lost::Silent(call_timeout));
             }
-            self.timer.as_mut().reset(due);
+            let eldest = calls.active.iter().map(|(_, active)| active.since).min();
+            let up = eldest.zip(give_up).map(|(since, after)| (since + after, after));
+            if let Some((up, after)) = up
+                && up <= now
+            {
+                return Poll::Ready(Lost::TimeIsUp(after));
+            }
+            self.timer.as_mut().reset(up.map_or(silence, |(up, _)| up.min(silence)));
         }
         Poll::Pending
     }

@@ -18,6 +18,7 @@ use crate::{
         Mount, MountConfig, Target, Transport,
         backoff::BackoffConfig,
         channel::{Channel, Xids, channel},
+        servers::Servers,
     },
     error::Error,
     export::{ExportRules, Exports, HandleKey, MemoryExport, MemoryOptions},
@@ -183,7 +184,9 @@ impl Rig {
         let at = listener.local_addr().unwrap();
         let (channel, inbox) = channel(8, Xids::of_process());
         let metrics = Arc::<ClientMetrics>::default();
-        tokio::spawn(run(at, config, inbox, None, Arc::clone(&metrics)));
+        let servers = Arc::new(Servers::only(at));
+        let link = Link::new(servers, config.backoff, config.seed, Arc::clone(&metrics));
+        tokio::spawn(run(config, link, inbox, None, Arc::clone(&metrics)));
         Self { channel, listener, metrics }
     }
 
