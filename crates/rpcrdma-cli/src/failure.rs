@@ -2,7 +2,7 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use rpcrdma::{client::CallError, error::Error};
+use rpcrdma::{client::CallError, error::Error, fabric::ConnectError};
 
 /// Exit statuses.
 pub(crate) const EXIT_FAILURE: u8 = 1;
@@ -83,9 +83,13 @@ impl From<Error> for Reason {
             Error::Mount { status, .. } => Some(status.to_string()),
             _ => None,
         };
-        let text = match server {
-            Some(server) => format!("{} (server: {server})", errno_text(error.errno())),
-            None => error.to_string(),
+        let text = match (server, &error) {
+            (Some(server), _) => format!("{} (server: {server})", errno_text(error.errno())),
+            // Most often this is the port of NFS over TCP, where nobody answers in iWARP.
+            (None, Error::Connect { error: ConnectError::Incompatible(_) | ConnectError::TimedOut, .. }) => {
+                format!("{error}; if it serves NFS over TCP, use --tcp")
+            }
+            (None, _) => without_number(&error.to_string()),
         };
         Self { text, fatal, silent: false }
     }
@@ -93,7 +97,7 @@ impl From<Error> for Reason {
 
 impl From<io::Error> for Reason {
     fn from(error: io::Error) -> Self {
-        let text = error.raw_os_error().map_or_else(|| error.to_string(), errno_text);
+        let text = without_number(&error.to_string());
         Self { text, fatal: false, silent: error.kind() == io::ErrorKind::BrokenPipe }
     }
 }
@@ -117,11 +121,17 @@ impl From<&str> for Reason {
 }
 
 /// What the C library calls an error number.
-pub(crate) fn errno_text(errno: i32) -> String {
-    let text = io::Error::from_raw_os_error(errno).to_string();
-    match text.rfind(" (os error ") {
-        Some(at) => text[..at].to_owned(),
-        None => text,
+fn errno_text(errno: i32) -> String {
+    without_number(&io::Error::from_raw_os_error(errno).to_string())
+}
+
+/// What the standard library says, less the number of the error, which says nothing to people.
+pub(crate) fn without_number(text: &str) -> String {
+    match text.rsplit_once(" (os error ") {
+        Some((head, tail)) => {
+            tail.split_once(')').map_or(text.to_owned(), |(_, rest)| format!("{head}{rest}"))
+        }
+        None => text.to_owned(),
     }
 }
 
@@ -140,6 +150,15 @@ mod tests {
         let unknown = Error::Nfs { procedure: "LOOKUP", status: Status(10099) };
         assert_eq!(Failure::of("x", unknown).to_string(), "x: Input/output error (server: NFS status 10099)");
         assert_eq!(Failure::of("x", io::Error::from_raw_os_error(13)).to_string(), "x: Permission denied");
+    }
+
+    #[test]
+    fn what_connecting_to_a_port_of_the_other_transport_says() {
+        let to = ([127, 0, 0, 1], 2049).into();
+        let connect = |error| Failure::of("x", Error::Connect { to, error }).to_string();
+        let refused = io::Error::from_raw_os_error(111);
+        assert_eq!(connect(refused.into()), "x: 127.0.0.1:2049: cannot connect: Connection refused");
+        assert!(connect(ConnectError::Incompatible("it is mute".to_owned())).ends_with("use --tcp"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The `rpcrdma` command: serves directories over NFS/RDMA, and copies to and from such servers.
 
+mod address;
 mod cmd;
 mod connect;
 mod copy;

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
@@ -29,6 +29,7 @@ use tokio::{
 };
 
 use crate::{
+    address::ListenAt,
     connect::{Switch, parse_inline},
     failure::{Failure, Outcome},
     out::{self, Out},
@@ -59,9 +60,9 @@ pub(crate) struct Serve {
     #[arg(long = "export", value_name = "NAME=DIR")]
     exports: Vec<NamedDir>,
 
-    /// Where to listen for RDMA [default: port 20049 of all addresses]
+    /// Where to listen for RDMA: an address or name, a port, or both [default: port 20049 of all addresses]
     #[arg(long, value_name = "ADDR:PORT")]
-    listen: Option<SocketAddr>,
+    listen: Option<ListenAt>,
 
     /// Where to listen for NFS and MOUNT over TCP, or "none" [default: port 2049 of the addresses of --listen]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -175,8 +176,8 @@ impl FromStr for NamedDir {
 }
 
 /// An address, or `none`.
-#[derive(Clone, Copy, Debug)]
-struct TcpAddress(Option<SocketAddr>);
+#[derive(Clone, Debug)]
+struct TcpAddress(Option<ListenAt>);
 
 impl FromStr for TcpAddress {
     type Err = String;
@@ -185,7 +186,7 @@ impl FromStr for TcpAddress {
         if text == "none" {
             return Ok(Self(None));
         }
-        text.parse().map(|a| Self(Some(a))).map_err(|_| "it is ADDR:PORT, [ADDR]:PORT or none".to_owned())
+        text.parse().map(|at| Self(Some(at)))
     }
 }
 
@@ -231,25 +232,25 @@ impl Serve {
 
         let mut fabric = iwarp::Config::default();
         fabric.crc = self.tuning.crc == Switch::On;
-        let wanted = self.listen;
-        let bind_rdma = |a| iwarp::Listener::bind(a, fabric.clone());
-        let listener =
-            bind(wanted, v3::PORT_RDMA, bind_rdma).map_err(|(a, e)| in_use(a, "RDMA", "--listen", e))?;
+        let wanted = self.listen.clone().unwrap_or_default();
+        let listener = wanted
+            .bind(v3::PORT_RDMA, |a| iwarp::Listener::bind(a, fabric.clone()))
+            .map_err(|(at, e)| in_use(&at, "RDMA", "--listen", e))?;
         let rdma = listener.local_addr();
         let listener: Box<dyn Listener> = match self.tuning.inject {
             Some(plan) => Box::new(InjectListener::new(Box::new(listener), plan)),
             None => Box::new(listener),
         };
-        let tcp = match self.tcp {
-            Some(TcpAddress(None)) => None,
-            Some(TcpAddress(wanted)) => Some(wanted),
-            None => Some(self.listen.map(|a| SocketAddr::new(a.ip(), v3::PORT_TCP))),
+        let tcp = match &self.tcp {
+            Some(TcpAddress(wanted)) => wanted.clone(),
+            None => Some(ListenAt { host: wanted.host, port: None }),
         };
         let tcp = match tcp {
             None => None,
             Some(wanted) => {
-                let listener = bind(wanted, v3::PORT_TCP, listen_tcp)
-                    .map_err(|(a, e)| in_use(a, "NFS over TCP", "--tcp", e))?;
+                let listener = wanted
+                    .bind(v3::PORT_TCP, listen_tcp)
+                    .map_err(|(at, e)| in_use(&at, "NFS over TCP", "--tcp", e))?;
                 let local = listener.local_addr().map_err(|e| Failure::of("the TCP listener", e))?;
                 server.listen_tcp(listener);
                 Some(local)
@@ -347,19 +348,19 @@ impl Serve {
                 let rules = if self.rules.read_only { " (read-only)" } else { "" };
                 out.line("")?;
                 out.line(format!("{}{rules}", out.paint("1", name)))?;
+                let url = quoted(&url.to_string());
                 out.line(format!("  copy it      rpcrdma cp -r {url} copy"))?;
                 out.line(format!("  look at it   rpcrdma ls -l {url}"))?;
                 if let Some(tcp) = ready.tcp {
                     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+                    let source = quoted(&format!("{host}:{name}"));
                     let common = format!("vers=3,nolock,mountproto=tcp,mountport={}", tcp.port());
-                    out.line(format!(
-                        "  Linux, RDMA  mount -t nfs -o proto=rdma,port={},{common} {host}:{name} /mnt",
-                        ready.rdma.port()
-                    ))?;
-                    out.line(format!(
-                        "  Linux, TCP   mount -t nfs -o proto=tcp,port={},{common} {host}:{name} /mnt",
-                        tcp.port()
-                    ))?;
+                    for (label, proto, port) in
+                        [("Linux, RDMA", "rdma", ready.rdma.port()), ("Linux, TCP ", "tcp", tcp.port())]
+                    {
+                        let options = format!("proto={proto},port={port},{common}");
+                        out.line(format!("  {label}  mount -t nfs -o {options} {source} /mnt"))?;
+                    }
                 }
             }
         }
@@ -412,24 +413,6 @@ impl Signals {
     }
 }
 
-/// Listens at an address, or, if none is given, at a port of all addresses, IPv6 with IPv4 or else IPv4 alone.
-fn bind<L>(
-    wanted: Option<SocketAddr>,
-    port: u16,
-    bind: impl Fn(SocketAddr) -> io::Result<L>,
-) -> Result<L, (SocketAddr, io::Error)> {
-    if let Some(addr) = wanted {
-        return bind(addr).map_err(|e| (addr, e));
-    }
-    let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    match bind(both) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err((both, e)),
-        Err(_) => bind(v4).map_err(|e| (v4, e)),
-        Ok(listener) => Ok(listener),
-    }
-}
-
 fn listen_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     // The standard library sets SO_REUSEADDR, so a restart need not wait for old connections.
     let listener = std::net::TcpListener::bind(addr)?;
@@ -437,13 +420,22 @@ fn listen_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-fn in_use(addr: SocketAddr, what: &str, option: &str, e: io::Error) -> Failure {
+fn in_use(addr: &str, what: &str, option: &str, e: io::Error) -> Failure {
     let hint = match e.kind() {
         io::ErrorKind::AddrInUse => format!("; another server has it, {option} names another address"),
         _ => String::new(),
     };
-    let reason = crate::failure::errno_text(e.raw_os_error().unwrap_or(5));
+    let reason = crate::failure::without_number(&e.to_string());
     Failure::new(format!("cannot listen for {what} at {addr}: {reason}{hint}"))
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/.:_-+=%@,".contains(&b) || !b.is_ascii();
+    if word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// What others call an address of ours.
@@ -533,4 +525,16 @@ fn counters(m: &ServerMetrics, t: &tcp::Counters, service: &RpcService, up: Dura
         ],
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shell_would_change_is_quoted() {
+        assert_eq!(quoted("nfs://h:1/srv/a-b_c.d%20e"), "nfs://h:1/srv/a-b_c.d%20e");
+        assert_eq!(quoted("h:/two words"), "'h:/two words'");
+        assert_eq!(quoted("h:/it's $1"), r"'h:/it'\''s $1'");
+    }
 }
