@@ -86,8 +86,8 @@ impl From<Error> for Reason {
         let text = match (server, &error) {
             (Some(server), _) => format!("{} (server: {server})", errno_text(error.errno())),
             // Most often this is the port of NFS over TCP, where nobody answers in iWARP.
-            (None, Error::Connect { error: ConnectError::Incompatible(_) | ConnectError::TimedOut, .. }) => {
-                format!("{error}; if it serves NFS over TCP, use --tcp")
+            (None, Error::Connect { attempts }) if attempts.iter().any(|(_, e)| is_mute(e)) => {
+                format!("{}; if it serves NFS over TCP, use --tcp", without_number(&error.to_string()))
             }
             (None, _) => without_number(&error.to_string()),
         };
@@ -125,14 +125,19 @@ fn errno_text(errno: i32) -> String {
     without_number(&io::Error::from_raw_os_error(errno).to_string())
 }
 
-/// What the standard library says, less the number of the error, which says nothing to people.
+/// What the standard library says, less the numbers of errors, which say nothing to people.
 pub(crate) fn without_number(text: &str) -> String {
-    match text.rsplit_once(" (os error ") {
-        Some((head, tail)) => {
-            tail.split_once(')').map_or(text.to_owned(), |(_, rest)| format!("{head}{rest}"))
-        }
-        None => text.to_owned(),
+    let mut parts = text.split(" (os error ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
     }
+    out
+}
+
+/// Whether this may come from a peer that does not speak RDMA.
+fn is_mute(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Incompatible(_) | ConnectError::TimedOut)
 }
 
 #[cfg(test)]
@@ -155,7 +160,7 @@ mod tests {
     #[test]
     fn what_connecting_to_a_port_of_the_other_transport_says() {
         let to = ([127, 0, 0, 1], 2049).into();
-        let connect = |error| Failure::of("x", Error::Connect { to, error }).to_string();
+        let connect = |error| Failure::of("x", Error::Connect { attempts: vec![(to, error)] }).to_string();
         let refused = io::Error::from_raw_os_error(111);
         assert_eq!(connect(refused.into()), "x: 127.0.0.1:2049: cannot connect: Connection refused");
         assert!(connect(ConnectError::Incompatible("it is mute".to_owned())).ends_with("use --tcp"));

@@ -1,6 +1,10 @@
 //! `rpcrdma cp`.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use clap::Args;
 
@@ -251,6 +255,11 @@ impl Cp {
         more(get(&t.failures), "failure", "failures");
         let end = if interrupted { "; run the same command to go on" } else { "" };
         println(&format!("{}{end}", parts.join(", ")));
+        if t.bent_times.load(Relaxed) {
+            out::note(
+                "some times are not from 1970 to 2106, which is all that NFS version 3 can say: set as near as can be",
+            );
+        }
     }
 }
 

@@ -24,7 +24,11 @@ use std::{
     collections::VecDeque,
     hash::Hasher as _,
     ops::Range,
-    sync::{Arc, atomic::AtomicU64},
+    sync::atomic::Ordering,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rpcrdma::fabric::Region;
@@ -101,6 +105,9 @@ fn unchanged(job: &Job, source: &Meta, there: &Meta) -> bool {
 pub(super) fn attributes(job: &Job, source: &Meta) -> Change {
     // Otherwise what a new file would get here.
     let mode = if job.options.preserve { source.mode } else { source.mode & 0o777 & !umask() };
+    if job.options.preserve && Time::from(source.mtime.to_nfs()) != source.mtime {
+        job.totals.bent_times.store(true, Ordering::Relaxed);
+    }
     Change {
         mode: Some(mode),
         owner: job.options.owner.then_some((source.uid, source.gid)),

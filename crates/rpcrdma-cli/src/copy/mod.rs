@@ -96,6 +96,8 @@ pub(crate) struct Totals {
     /// Their bytes, and those of files that were continued.
     pub(crate) skipped_bytes: AtomicU64,
     pub(crate) failures: AtomicU64,
+    /// A time of modification could not be kept, because NFSv3 cannot say it.
+    pub(crate) bent_times: AtomicBool,
     /// Files seen by the count of what is to be done, and their bytes.
     pub(crate) expected: (AtomicU64, AtomicU64),
     /// The count is complete.

@@ -301,3 +301,18 @@ fn memory_does_not_grow_with_the_file() {
     let seen = memory_of(&["cat", &server.url("up")]);
     assert!(seen > 0 && seen < MOST, "{seen} KiB");
 }
+
+#[test]
+fn times_that_the_protocol_cannot_say_are_told() {
+    let server = Serving::unsquashed();
+    let old = server.outside("old");
+    fs::write(&old, "from before the epoch").unwrap();
+    let before = std::time::UNIX_EPOCH - std::time::Duration::from_secs(86_400);
+    fs::File::options().write(true).open(&old).unwrap().set_modified(before).unwrap();
+    let args = ["cp", old.to_str().unwrap(), &server.url("old")];
+    let done = run(args);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.stderr.contains("from 1970 to 2106"), "{done:?}");
+    assert_eq!(fs::metadata(server.dir.join("old")).unwrap().mtime(), 0);
+    assert!(run(args).stdout.contains("1 unchanged"), "the nearest time is as good as the time");
+}
