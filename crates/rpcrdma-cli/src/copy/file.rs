@@ -24,7 +24,6 @@ use std::{
     collections::VecDeque,
     hash::Hasher as _,
     ops::Range,
-    sync::atomic::Ordering,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
