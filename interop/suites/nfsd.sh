@@ -1,0 +1,85 @@
+# Our client uses Linux's server. Sourced by `run`.
+
+# A tree there and back, and every command of ours, with the given options.
+tree_on_nfsd() {
+    local tree=$scratch/tree how=(--mount-port "$(mount_port)" "$@") entries
+    make_tree "$tree" 400
+    ours cp -v -r "${how[@]}" "$tree" "$(url /)"
+    equal "the files and what was written" "$(host_digest "$tree")" "$(guest_digest /srv/tree)"
+    inside 'echo 3 >/proc/sys/vm/drop_caches'
+    ours cp -v -r "${how[@]}" "$(url /tree)" "$scratch/back"
+    diff -r --no-dereference "$tree" "$scratch/back"
+    equal "modes and times" "$(attributes "$tree")" "$(attributes "$scratch/back")"
+    entries=$(ours ls -R "${how[@]}" "$(url /tree)" | grep -c 'an-entry-with')
+    expect "entries listed" "$entries == 400"
+    ours stat "${how[@]}" "$(url /tree/sizes/4097)" | grep 4097
+    ours cat "${how[@]}" "$(url /tree/sizes/1048577)" | cmp - "$tree/sizes/1048577"
+    ours df "${how[@]}" "$(url /)"
+    ours mkdir "${how[@]}" "$(url /made)"
+    inside 'test -d /srv/made'
+    ours rm -r "${how[@]}" "$(url /tree)" "$(url /made)"
+    inside 'test ! -e /srv/tree -a ! -e /srv/made'
+    fact bytes $((2 * $(bytes_in "$tree")))
+    undisturbed
+}
+
+# What there is to say of a scenario without faults.
+undisturbed() {
+    fact cuts 0
+    fact again "$(sent_again)"
+    expect "connections lost" "$(losses) == 0"
+}
+
+scenario nfsd-tree server 'our client on nfsd: a tree of all sizes, long links and 400 entries there and back; ls, stat, cat, df, mkdir, rm' quick
+nfsd_tree() { tree_on_nfsd --crc off; }
+
+scenario nfsd-tree-crc server 'the same, and our client asks for CRC32c'
+nfsd_tree_crc() { tree_on_nfsd --crc on; }
+
+scenario nfsd-large server 'our client on nfsd: 48 MiB and an odd byte in WRITEs and READs of 1 MiB, 64 in flight' quick
+nfsd_large() {
+    local how=(--mount-port "$(mount_port)")
+    head -c 50331649 /dev/urandom >"$scratch/large"
+    ours cp -v "${how[@]}" "$scratch/large" "$(url /large)"
+    equal "the file and what was written" "$(md5sum <"$scratch/large" | cut -c1-32)" "$(inside 'md5sum </srv/large' | cut -c1-32)"
+    ours cp -v "${how[@]}" "$(url /large)" "$scratch/back"
+    cmp "$scratch/large" "$scratch/back"
+    ours cp -v --nconnect 4 "${how[@]}" "$(url /large)" "$scratch/back4"
+    cmp "$scratch/large" "$scratch/back4"
+    ours rm "${how[@]}" "$(url /large)"
+    fact bytes $((3 * 50331649))
+    undisturbed
+}
+
+scenario nfsd-credits server 'our client on nfsd: asks for 128 credits, is granted 64, 5,000 NULL with 128 waiting'
+nfsd_credits() {
+    ours ping -v -c 5000 -i 0 -d 128 "$(url)" | tail -2
+    undisturbed
+}
+
+# siw answers the MPA Request before it listens for FPDUs: one that comes too soon lies unread until more comes.
+scenario nfsd-first-fpdu server 'our client on nfsd: 200 connections, each one Call at once; none may stall'
+nfsd_first_fpdu() {
+    local i slow=0 from to
+    for ((i = 0; i < 200; i++)); do
+        from=${EPOCHREALTIME/./}
+        ours ping -q -c 1 --timeout 10 "$(url)"
+        to=${EPOCHREALTIME/./}
+        ((to - from < 2000000)) || slow=$((slow + 1))
+    done
+    expect "connections that took longer than 2 s" "$slow == 0"
+    fact connections 200
+    undisturbed
+}
+
+scenario nfsd-crc-required 'server --append siw.mpa_crc_required=1' 'our client, which would do without, on an nfsd that insists on CRC32c'
+nfsd_crc_required() {
+    inside 'test "$(cat /sys/module/siw/parameters/mpa_crc_required)" = Y' || skip "this siw cannot insist on CRC32c"
+    tree_on_nfsd --crc off
+}
+
+scenario nfsd-peer-to-peer 'server --append siw.peer_to_peer=1' 'our client on an nfsd whose siw starts peer to peer'
+nfsd_peer_to_peer() {
+    inside 'test "$(cat /sys/module/siw/parameters/peer_to_peer)" = Y' || skip "this siw cannot start peer to peer"
+    tree_on_nfsd --crc off
+}
