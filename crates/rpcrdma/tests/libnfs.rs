@@ -16,7 +16,7 @@ use rpcrdma::{
     export::{ExportRules, Exports, HandleKey, LocalExport, LocalOptions, Squash},
     memory::Pools,
     server::{
-        RpcService, Service,
+        Offload, RpcService, Service,
         tcp::{Limits, serve_tcp},
     },
 };
@@ -42,6 +42,7 @@ impl Served {
             listener,
             service,
             Pools::new(16),
+            Offload::default(),
             Limits::default(),
             Arc::default(),
             pending(),

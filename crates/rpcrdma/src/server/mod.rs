@@ -33,7 +33,7 @@ pub struct ServerConfig {
     pub transfers: usize,
     /// TCP connections.
     pub tcp: tcp::Limits,
-    /// Where Calls of RDMA connections are executed that may block.
+    /// Where Calls are executed that may block.
     pub offload: Offload,
 }
 
@@ -107,6 +107,7 @@ impl Server {
             listener,
             Arc::clone(&self.shared.service),
             self.shared.pools.clone(),
+            self.shared.offload.clone(),
             self.tcp_limits.clone(),
             Arc::clone(&self.tcp_counters),
             async move {

@@ -680,7 +680,9 @@ impl Connection {
         let shared = Arc::clone(&self.shared);
         let origin = self.origin;
         self.blocking += 1;
-        self.shared.offload.run(move || job.execute(body, origin, &shared));
+        self.shared
+            .offload
+            .run(self.origin.peer.ip().to_canonical(), move || job.execute(body, origin, &shared));
     }
 
     /// Answers what blocking threads have executed. Whether there was anything.

@@ -199,6 +199,7 @@ mod tests {
             listener,
             service,
             Pools::new(1),
+            crate::server::Offload::default(),
             limits,
             counters,
             std::future::pending(),

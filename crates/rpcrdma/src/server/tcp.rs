@@ -55,6 +55,7 @@ use self::inbox::{Apart, BadRecord, Inbox, Next};
 use crate::{
     memory::{MAX_TRANSFER, Pools},
     server::{
+        Offload,
         places::Places,
         service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
     },
@@ -132,6 +133,7 @@ pub async fn serve_tcp(
     listener: TcpListener,
     service: Arc<dyn Service>,
     pools: Pools,
+    offload: Offload,
     limits: Limits,
     counters: Arc<Counters>,
     shutdown: impl Future<Output = ()> + Send,
@@ -171,6 +173,7 @@ pub async fn serve_tcp(
             peer,
             Arc::clone(&service),
             pools.clone(),
+            offload.clone(),
             Arc::clone(&limits),
             Arc::clone(&counters),
         );
@@ -287,6 +290,7 @@ struct Connection {
     origin: Origin,
     service: Arc<dyn Service>,
     pools: Pools,
+    offload: Offload,
     limits: Arc<Limits>,
     counters: Arc<Counters>,
     inbox: Inbox,
@@ -311,6 +315,7 @@ impl Connection {
         peer: SocketAddr,
         service: Arc<dyn Service>,
         pools: Pools,
+        offload: Offload,
         limits: Arc<Limits>,
         counters: Arc<Counters>,
     ) -> Self {
@@ -321,6 +326,7 @@ impl Connection {
             service,
             inbox: Inbox::new(pools.clone(), limits.record, limits.fragments),
             pools,
+            offload,
             stall: Box::pin(tokio::time::sleep(limits.stall)),
             limits,
             counters,
@@ -468,7 +474,7 @@ impl Connection {
         self.executing += 1;
         let job = Job { held: Some(held), reply, served: Served::Close, report: self.report.clone() };
         let (service, pools, origin) = (Arc::clone(&self.service), self.pools.clone(), self.origin);
-        tokio::task::spawn_blocking(move || job.execute(&*service, &pools, origin));
+        self.offload.run(origin.peer.ip().to_canonical(), move || job.execute(&*service, &pools, origin));
     }
 
     /// Takes over what a blocking thread did.

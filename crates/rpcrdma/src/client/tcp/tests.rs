@@ -22,7 +22,7 @@ use crate::{
     },
     error::Error,
     export::{ExportRules, Exports, HandleKey, MemoryExport, MemoryOptions},
-    server::{Service, rpc::RpcService, tcp as server},
+    server::{Offload, Service, rpc::RpcService, tcp as server},
 };
 
 fn quick() -> RdmaConfig {
@@ -40,7 +40,15 @@ async fn serve() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let limits = server::Limits::default();
-    tokio::spawn(server::serve_tcp(listener, service, Pools::new(16), limits, Arc::default(), pending()));
+    tokio::spawn(server::serve_tcp(
+        listener,
+        service,
+        Pools::new(16),
+        Offload::default(),
+        limits,
+        Arc::default(),
+        pending(),
+    ));
     at
 }
 

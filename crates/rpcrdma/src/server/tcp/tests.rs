@@ -101,9 +101,17 @@ impl Server {
         let (toy, counters) = (Arc::new(Toy::default()), Arc::new(Counters::default()));
         let (stop, stopped) = oneshot::channel();
         let service: Arc<dyn Service> = Arc::clone(&toy) as _;
-        let task = tokio::spawn(serve_tcp(listener, service, pools, limits, Arc::clone(&counters), async {
-            let _ = stopped.await;
-        }));
+        let task = tokio::spawn(serve_tcp(
+            listener,
+            service,
+            pools,
+            Offload::default(),
+            limits,
+            Arc::clone(&counters),
+            async {
+                let _ = stopped.await;
+            },
+        ));
         Self { addr, toy, counters, stop, task }
     }
 
