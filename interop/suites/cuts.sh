@@ -1,5 +1,11 @@
 # Connections are cut, programs killed, guests switched off, while there is work. Sourced by `run`.
 
+# A guest that a scenario boots by itself, as `power`.
+boot_own() {
+    "$guest" boot power "$@"
+    inside 'uname -r' >"$scratch/kernel"
+}
+
 # --- Our client on nfsd ---
 
 # Copies a tree there and back while others cut, and compares. More cuts than these would be a storm of reconnects.
@@ -34,6 +40,7 @@ nfsd_cuts_ours() {
 
 scenario nfsd-cuts-linux server "the same, and nfsd cuts (fail_sunrpc)"
 nfsd_cuts_linux() {
+    need_faults
     faults server 150
     copy_through_cuts
     count_copy "$(faults_off)"
@@ -48,6 +55,7 @@ nfsd_cuts_sockets() {
 
 scenario nfsd-cuts-all server "the same, and all of them cut"
 nfsd_cuts_all() {
+    need_faults
     faults server 200
     killer sport 20049 0.7
     copy_through_cuts --inject disconnect=1/300,seed=6
@@ -60,7 +68,7 @@ nfsd_power() {
     make_tree "$tree" 1500
     head -c 60000001 /dev/urandom >"$tree/large"
     truncate -s 256M "$scratch/disk"
-    "$guest" boot power "${options[@]}"
+    boot_own "${options[@]}"
     ours cp -v -r --mount-port "$(mount_port)" "$tree" "$(url /)" &
     copy=$!
     for cut in 1 2; do
@@ -116,6 +124,7 @@ count_mount() {
 
 scenario mount-cuts-linux client 'Linux mounts our server and cuts its own connections (fail_sunrpc): 4 processes make, write, rename, link, remove; all exactly once'
 mount_cuts_linux() {
+    need_faults
     serve
     mount_ours
     faults client 100
@@ -142,6 +151,7 @@ mount_cuts_sockets() {
 
 scenario mount-cuts-all client 'the same, and all of them cut'
 mount_cuts_all() {
+    need_faults
     serve --inject disconnect=1/300,seed=9
     mount_ours
     faults client 200
@@ -184,7 +194,7 @@ scenario mount-power none 'Linux writes to our server and is switched off; it co
 mount_power() {
     local peer=power sum
     serve
-    "$guest" boot power
+    boot_own
     mount_ours
     inside -t 100 'dd if=/dev/urandom of=/mnt/kept bs=1M count=8 conv=fsync 2>/dev/null; md5sum </mnt/kept' >"$scratch/sum"
     inside 'dd if=/dev/zero of=/mnt/lost bs=1M count=400 >/dev/null 2>&1 &'
