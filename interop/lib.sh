@@ -19,9 +19,9 @@ has() { command -v "$1" >/dev/null; }
 
 # Waits up to $1 seconds for a command to succeed.
 wait_for() {
-    local tenths=$(($1 * 10)) i
+    local end=$((SECONDS + $1))
     shift
-    for ((i = 0; i < tenths; i++)); do
+    while ((SECONDS <= end)); do
         "$@" && return
         sleep 0.1
     done

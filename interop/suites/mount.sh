@@ -48,7 +48,7 @@ mount_bulk() {
     equal "a tree read" "$(host_digest "$scratch/export/tree")" "$(guest_digest /mnt/tree)"
     inside -t 120 'cp -a /mnt/tree /mnt/copy'
     equal "a tree written" "$(host_digest "$scratch/export/tree")" "$(host_digest "$scratch/export/copy")"
-    equal "modes and times" "$(attributes "$scratch/export/tree")" "$(attributes "$scratch/export/copy")"
+    equal "modes and times" "$(attributes "$scratch/export/tree" seconds)" "$(attributes "$scratch/export/copy" seconds)"
     fact bytes $((33554433 * 2 + 2 * $(bytes_in "$scratch/export/tree")))
     finish_mount
 }
