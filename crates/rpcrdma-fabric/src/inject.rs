@@ -221,6 +221,10 @@ impl<C: Connector> Connector for InjectConnector<C> {
             Ok(Box::new(Inject::new(inner, self.plan, self.counters())) as BoxQueuePair)
         })
     }
+
+    fn remote_invalidation(&self, to: SocketAddr) -> BoxFuture<'_, bool> {
+        self.inner.remote_invalidation(to)
+    }
 }
 
 /// A listener whose connections are cut by a [`FaultPlan`].

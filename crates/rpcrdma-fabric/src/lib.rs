@@ -32,6 +32,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -39,7 +40,7 @@ use smallvec::SmallVec;
 
 pub use inject::{FaultCounters, FaultPlan, Inject, InjectConnector, InjectListener, ParsePlanError};
 pub use pool::Pool;
-pub use region::{Region, UnsplitError};
+pub use region::{Region, Registration, UnsplitError};
 
 /// A steering tag: names memory that one side of one connection exposes to the other (RFC 5040 section 1; `rkey`
 /// on InfiniBand, `handle` in RFC 8166).
@@ -413,6 +414,23 @@ pub type BoxQueuePair = Box<dyn QueuePair>;
 pub trait Connector: Send + Sync {
     /// Connects to `to`. Dropping the future gives up.
     fn connect(&self, to: SocketAddr, start: Start) -> BoxFuture<'_, Result<BoxQueuePair, ConnectError>>;
+
+    /// Whether the peer at `to` may invalidate what a connection to it exposes (Send with Invalidate), so that private
+    /// data may say so. Providers whose devices differ find out which one leads there.
+    fn remote_invalidation(&self, to: SocketAddr) -> BoxFuture<'_, bool> {
+        let _ = to;
+        Box::pin(std::future::ready(true))
+    }
+}
+
+impl<C: Connector + ?Sized> Connector for Arc<C> {
+    fn connect(&self, to: SocketAddr, start: Start) -> BoxFuture<'_, Result<BoxQueuePair, ConnectError>> {
+        (**self).connect(to, start)
+    }
+
+    fn remote_invalidation(&self, to: SocketAddr) -> BoxFuture<'_, bool> {
+        (**self).remote_invalidation(to)
+    }
 }
 
 /// Takes connections.

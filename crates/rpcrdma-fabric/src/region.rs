@@ -9,6 +9,9 @@
 //! A region is owned by value, so whoever holds it is the only one that can reach its bytes, and it dereferences to
 //! a slice. Giving memory to a provider means giving the region away; see the crate's head.
 //!
+//! A provider that has to register memory with a device can leave the registration with the block
+//! ([`Region::registration`]): it is made once, serves every region of the block, and is dropped before the memory.
+//!
 //! # Unsafe
 //! This is the only module of the crate with `unsafe`. All of it rests on one invariant: **the ranges of the live
 //! regions of a block are disjoint and inside the block, and every region keeps its block alive.** `alloc` makes one
@@ -17,12 +20,15 @@
 
 use std::{
     alloc::{self, Layout},
+    any::Any,
     fmt,
     mem::ManuallyDrop,
     ops::{Deref, DerefMut},
     ptr::NonNull,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
+
+use smallvec::SmallVec;
 
 use crate::pool::Shelf;
 
@@ -35,12 +41,15 @@ struct Block {
     layout: Layout,
     /// Where the block goes when its last region is dropped.
     home: Weak<Shelf>,
+    /// What providers keep with the block.
+    registrations: Mutex<SmallVec<[Box<dyn Any + Send + Sync>; 1]>>,
 }
 
 // SAFETY: a block is memory from the global allocator, which any thread may access and free; nothing in it refers to
 // the thread that made it.
 unsafe impl Send for Block {}
-// SAFETY: a shared reference to a block gives access to its address and layout only, never to its bytes.
+// SAFETY: a shared reference to a block gives access to its address and layout only, never to its bytes; registrations are
+// behind a lock.
 unsafe impl Sync for Block {}
 
 impl Drop for Block {
@@ -48,9 +57,17 @@ impl Drop for Block {
         if let Some(shelf) = self.home.upgrade() {
             shelf.forget_block();
         }
+        // The device lets go of the memory before it is freed.
+        self.registrations.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         // SAFETY: `base` came from `alloc_zeroed` with this `layout`, and this is its only owner's drop.
         unsafe { alloc::dealloc(self.base.as_ptr(), self.layout) }
     }
+}
+
+/// What a provider keeps with the memory behind regions: its registration with a device, in one protection domain.
+pub trait Registration: Any + Send + Sync {
+    /// Whether it serves nobody any more, so that it may be dropped before the memory is.
+    fn is_stale(&self) -> bool;
 }
 
 /// An exclusively owned range of device-ready memory.
@@ -86,7 +103,8 @@ impl Region {
         // SAFETY: the layout's size is not zero.
         let base = unsafe { alloc::alloc_zeroed(layout) };
         let Some(base) = NonNull::new(base) else { alloc::handle_alloc_error(layout) };
-        Self { ptr: base, len, block: ManuallyDrop::new(Arc::new(Block { base, layout, home })) }
+        let block = Block { base, layout, home, registrations: Mutex::default() };
+        Self { ptr: base, len, block: ManuallyDrop::new(Arc::new(block)) }
     }
 
     /// Cuts the region in two: it keeps `..at`, the result is `at..`.
@@ -127,6 +145,31 @@ impl Region {
         self.ptr = block.base;
         self.len = block.layout.size();
         true
+    }
+
+    /// Looks up the registration of the region's block that `is_it` knows, makes one if there is none, and returns what
+    /// `look` finds in it. It is dropped with the block, or, once stale, when another of its type is made.
+    ///
+    /// `make` gets the address and the length in bytes of the whole block, of which this region may be a part.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn registration<R: Registration, T, E>(
+        &self,
+        is_it: impl Fn(&R) -> bool,
+        make: impl FnOnce(*const u8, usize) -> Result<R, E>,
+        look: impl FnOnce(&R) -> T,
+    ) -> Result<T, E> {
+        let block = &**self.block;
+        let mut kept = block.registrations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = kept.iter().filter_map(|r| r.downcast_ref::<R>()).find(|r| is_it(r)) {
+            return Ok(look(found));
+        }
+        kept.retain(|r| r.downcast_ref::<R>().is_none_or(|r| !r.is_stale()));
+        let made = make(block.base.as_ptr(), block.layout.size())?;
+        let found = look(&made);
+        kept.push(Box::new(made));
+        Ok(found)
     }
 
     /// Address of the first byte, for providers that register memory with a device.
@@ -230,6 +273,55 @@ mod tests {
             b
         });
         assert_eq!(&b.join().unwrap()[..], b"world");
+    }
+
+    #[test]
+    fn registrations_stay_with_the_block_until_they_are_stale() {
+        use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+        struct Counted {
+            domain: u32,
+            stale: Arc<AtomicBool>,
+            alive: Arc<AtomicUsize>,
+        }
+        impl Registration for Counted {
+            fn is_stale(&self) -> bool {
+                self.stale.load(SeqCst)
+            }
+        }
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.alive.fetch_sub(1, SeqCst);
+            }
+        }
+        let (stale, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let register = |region: &Region, domain: u32, stale: &Arc<AtomicBool>| {
+            region.registration(
+                |r: &Counted| r.domain == domain,
+                |at, len| {
+                    assert_eq!((at, len), (region.block.base.as_ptr().cast_const(), 100), "the whole block");
+                    alive.fetch_add(1, SeqCst);
+                    Ok::<_, ()>(Counted { domain, stale: Arc::clone(stale), alive: Arc::clone(&alive) })
+                },
+                |r| r.domain,
+            )
+        };
+        let never = Arc::new(AtomicBool::new(false));
+        let mut a = Region::alloc(100);
+        let b = a.split_off(40);
+        assert_eq!(register(&a, 1, &stale), Ok(1));
+        assert_eq!(register(&b, 1, &stale), Ok(1));
+        assert_eq!(alive.load(SeqCst), 1, "one serves both regions");
+        assert_eq!(register(&b, 2, &never), Ok(2));
+        stale.store(true, SeqCst);
+        assert_eq!((register(&a, 2, &never), alive.load(SeqCst)), (Ok(2), 2));
+        assert_eq!((register(&a, 3, &never), alive.load(SeqCst)), (Ok(3), 2), "the stale one has gone");
+        let failed = a.registration(|_: &Counted| false, |_, _| Err("no memory"), |_| ());
+        assert_eq!(failed, Err("no memory"));
+        drop(a);
+        assert_eq!(alive.load(SeqCst), 2);
+        drop(b);
+        assert_eq!(alive.load(SeqCst), 0, "all go with the block");
     }
 
     #[test]

@@ -41,6 +41,13 @@ const PURE: &[(&str, &[&str])] =
 /// The only files that may contain `unsafe`, each with the reason why it has to.
 const UNSAFE: &[(&str, &str)] = &[
     ("crates/rpcrdma-fabric/src/region.rs", "disjoint ranges of one heap block"),
+    ("crates/rpcrdma-verbs/src/ffi/mod.rs", "functions of the RDMA libraries"),
+    ("crates/rpcrdma-verbs/src/ffi/verbs.rs", "types of the devices' functions"),
+    ("crates/rpcrdma-verbs/src/sys/mod.rs", "descriptors that the RDMA libraries own"),
+    ("crates/rpcrdma-verbs/src/sys/cm.rs", "the RDMA connection manager"),
+    ("crates/rpcrdma-verbs/src/sys/device.rs", "RDMA devices and registered memory"),
+    ("crates/rpcrdma-verbs/src/sys/queue.rs", "queue pairs and completion queues"),
+    ("crates/rpcrdma-verbs/src/qp.rs", "posting work on memory that the device uses"),
     ("crates/rpcrdma/src/export/local/sys.rs", "system calls that no well-kept crate wraps"),
 ];
 

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
+    net::IpAddr,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -18,6 +19,11 @@ use rpcrdma_fabric::{
 
 /// Makes both sides of a transport. The listener listens where the connector can reach it.
 trait Provider {
+    /// Why it cannot be tried on this machine, if so.
+    fn missing(&self) -> Option<String> {
+        None
+    }
+
     fn listener(&self) -> Box<dyn Listener>;
     fn connector(&self) -> Box<dyn Connector>;
 }
@@ -29,6 +35,10 @@ macro_rules! suite {
                 #[tokio::test]
                 async fn $test() {
                     let provider: &dyn super::Provider = &$make;
+                    if let Some(why) = provider.missing() {
+                        println!("skipped: {why}");
+                        return;
+                    }
                     super::in_time(super::$test(provider)).await;
                 }
             )*
@@ -88,6 +98,38 @@ suite!(softiwarp_peer_to_peer, crate::softiwarp(|c| c.peer_to_peer = true));
 suite!(softiwarp_revision_1, crate::softiwarp(|c| c.revision = 1));
 suite!(softiwarp_spinning, crate::softiwarp(|c| c.spin = Some(std::time::Duration::from_micros(30))));
 suite!(softiwarp_small_segments, crate::softiwarp(|c| c.max_ulpdu = 200));
+
+/// RNICs. They are tried where the environment names an address of one, `RPCRDMA_VERBS_ADDRESS=10.0.2.15`.
+struct Verbs(rpcrdma_verbs::Config);
+
+impl Verbs {
+    const ADDRESS: &str = "RPCRDMA_VERBS_ADDRESS";
+}
+
+impl Provider for Verbs {
+    fn missing(&self) -> Option<String> {
+        std::env::var_os(Self::ADDRESS).is_none().then(|| format!("{} is not set", Self::ADDRESS))
+    }
+
+    fn listener(&self) -> Box<dyn Listener> {
+        let address: IpAddr = std::env::var(Self::ADDRESS).unwrap().parse().unwrap();
+        Box::new(rpcrdma_verbs::Listener::bind((address, 0).into(), self.0.clone()).unwrap())
+    }
+
+    fn connector(&self) -> Box<dyn Connector> {
+        Box::new(rpcrdma_verbs::Connector::new(self.0.clone()))
+    }
+}
+
+fn verbs(change: impl FnOnce(&mut rpcrdma_verbs::Config)) -> Verbs {
+    let mut config = rpcrdma_verbs::Config::default();
+    change(&mut config);
+    Verbs(config)
+}
+
+suite!(verbs, crate::verbs(|_| ()));
+suite!(verbs_without_windows, crate::verbs(|c| c.windows = false));
+suite!(verbs_spinning, crate::verbs(|c| c.spin = Some(std::time::Duration::from_micros(30))));
 
 /// A test that makes no progress fails and does not hang.
 async fn in_time(test: impl Future<Output = ()>) {

@@ -1,0 +1,230 @@
+//! What RDMA devices there are, for people.
+
+use std::{fmt, io, path::Path};
+
+use crate::{
+    Unavailable,
+    ffi::{Lib, verbs},
+    sys::{self, Link},
+};
+
+/// What a device speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transport {
+    /// InfiniBand.
+    InfiniBand,
+    /// RDMA over Converged Ethernet.
+    Roce,
+    /// iWARP.
+    Iwarp,
+    /// Something that has no reliable connections.
+    Other,
+}
+
+impl Transport {
+    pub(crate) fn new(iwarp: bool, link: Link) -> Self {
+        match (iwarp, link) {
+            (true, _) => Self::Iwarp,
+            (_, Link::InfiniBand) => Self::InfiniBand,
+            (_, Link::Ethernet) => Self::Roce,
+            (_, Link::Other) => Self::Other,
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InfiniBand => "InfiniBand",
+            Self::Roce => "RoCE",
+            Self::Iwarp => "iWARP",
+            Self::Other => "other",
+        })
+    }
+}
+
+/// How memory is opened to peers on a device; see the crate's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Through memory windows, which peers can invalidate.
+    Windows,
+    /// By registration per Call.
+    Registration,
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Windows => "memory windows",
+            Self::Registration => "registration per call",
+        })
+    }
+}
+
+/// A device of the machine.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// The kernel's name of it.
+    pub name: String,
+    /// What it speaks.
+    pub transport: Transport,
+    /// The network interface of its first port, if it has one.
+    pub interface: Option<String>,
+    /// Its limits, if it could be opened.
+    pub limits: Option<DeviceLimits>,
+    /// Why it cannot be used, if so.
+    pub unusable: Option<String>,
+}
+
+/// What a device allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceLimits {
+    /// Work requests per queue.
+    pub queue_depth: u32,
+    /// Entries per completion queue.
+    pub completions: u32,
+    /// Memory registrations.
+    pub regions: u32,
+    /// RDMA Reads that peers may have open, per connection.
+    pub reads_in: u8,
+    /// RDMA Reads that we may have open, per connection.
+    pub reads_out: u8,
+    /// The longest message in bytes.
+    pub max_message: u32,
+    /// How memory is opened to peers.
+    pub protection: Protection,
+}
+
+/// All RDMA devices, usable or not.
+///
+/// # Errors
+/// If the libraries or the kernel's part are missing, or there is no device.
+pub fn devices() -> Result<Vec<DeviceInfo>, Unavailable> {
+    let lib = Lib::get()?;
+    let listed = sys::list_devices(lib).map_err(|e| match e.raw_os_error() {
+        // The library says so when the kernel has no verbs at all.
+        Some(libc::ENOSYS) => Unavailable::Kernel("it has no verbs devices".to_owned()),
+        _ => Unavailable::Kernel(e.to_string()),
+    })?;
+    if listed.is_empty() {
+        return Err(Unavailable::NoDevice);
+    }
+    let manager = connection_manager();
+    Ok(listed.into_iter().map(|device| describe(device, manager.clone().err())).collect())
+}
+
+/// Whether the kernel's connection manager can be used.
+fn connection_manager() -> Result<(), String> {
+    let path = Path::new("/dev/infiniband/rdma_cm");
+    match std::fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err("there is no /dev/infiniband/rdma_cm: load the module rdma_ucm".to_owned())
+        }
+        Err(e) => Err(format!("/dev/infiniband/rdma_cm cannot be opened: {e}")),
+    }
+}
+
+fn describe(device: sys::ListedDevice, no_manager: Option<String>) -> DeviceInfo {
+    let sys::ListedDevice { name, transport, opened } = device;
+    let iwarp = transport == verbs::TRANSPORT_IWARP;
+    let interface = interface(&name);
+    let (abilities, ports) = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            let link = if interface.is_some() { Link::Ethernet } else { Link::Other };
+            let transport = Transport::new(iwarp, link);
+            let unusable = Some(format!("it cannot be opened: {e}"));
+            return DeviceInfo { name, transport, interface, limits: None, unusable };
+        }
+    };
+    let connected = iwarp || transport == verbs::TRANSPORT_IB;
+    let unusable = if !connected {
+        Some("it has no reliable connections".to_owned())
+    } else if !ports.iter().any(|p| p.active) {
+        Some("no port is active: check the cable, or set its interface up".to_owned())
+    } else {
+        no_manager
+    };
+    let port = ports.iter().find(|p| p.active).or(ports.first());
+    let link = port.map_or(Link::Other, |p| p.link);
+    let limits = DeviceLimits {
+        queue_depth: abilities.queue_depth,
+        completions: abilities.completions,
+        regions: abilities.regions,
+        reads_in: abilities.reads_in,
+        reads_out: abilities.reads_out,
+        max_message: port.map_or(0, |p| p.max_message),
+        protection: if abilities.windows { Protection::Windows } else { Protection::Registration },
+    };
+    let transport = if connected { Transport::new(iwarp, link) } else { Transport::Other };
+    DeviceInfo { name, transport, interface, limits: Some(limits), unusable }
+}
+
+/// The network interface of a device's first port.
+fn interface(device: &str) -> Option<String> {
+    let text = |path: String| Some(std::fs::read_to_string(path).ok()?.trim().to_owned());
+    let base = format!("/sys/class/infiniband/{device}");
+    text(format!("{base}/ports/1/gid_attrs/ndevs/0"))
+        // Software devices say it here.
+        .or_else(|| text(format!("{base}/parent")))
+        .filter(|name| !name.is_empty())
+}
+
+/// How much memory this process may lock for devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockedMemory {
+    /// As much as there is.
+    Unlimited,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+/// How much memory this process may lock for devices: `RLIMIT_MEMLOCK`, which does not apply with `CAP_IPC_LOCK`.
+#[must_use]
+pub fn locked_memory() -> LockedMemory {
+    use rustix::{
+        process::{Resource, getrlimit},
+        thread::{CapabilitySet, capabilities},
+    };
+    let may_lock = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    match getrlimit(Resource::Memlock).current {
+        Some(bytes) if !may_lock => LockedMemory::Bytes(bytes),
+        _ => LockedMemory::Unlimited,
+    }
+}
+
+/// Explains a registration that failed.
+pub(crate) fn registration_failed(e: &io::Error) -> String {
+    match (e.raw_os_error(), locked_memory()) {
+        (Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM), LockedMemory::Bytes(bytes)) => format!(
+            "the device gets no more memory, as this process may lock {} KiB: raise the limit with `ulimit -l` or \
+             LimitMEMLOCK=",
+            bytes / 1024
+        ),
+        _ => format!("the device does not take the memory: {e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_says_what_it_has_or_what_is_missing() {
+        match devices() {
+            Ok(devices) => assert!(!devices.is_empty()),
+            Err(why) => assert!(why.to_string().contains(": ") || why.to_string().contains("; "), "{why}"),
+        }
+    }
+
+    #[test]
+    fn link_and_transport_make_a_name() {
+        assert_eq!(Transport::new(true, Link::Ethernet), Transport::Iwarp);
+        assert_eq!(Transport::new(false, Link::Ethernet).to_string(), "RoCE");
+        assert_eq!(Transport::new(false, Link::InfiniBand).to_string(), "InfiniBand");
+    }
+}

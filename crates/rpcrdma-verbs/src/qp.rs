@@ -1,0 +1,874 @@
+//! A queue pair of a device behind the seam.
+//!
+//! # Operation
+//! Posting and exposing put work into a queue here. `poll` posts it, Receives first, in chains of up to 32 requests with
+//! one call each, of which only the last is signalled; then it takes completions until there are none, asks the device for
+//! an event, looks once more, and waits for the completion channel and the connection manager. An exposure through a window
+//! is a request too and precedes the Send that tells the peer about it, in the same chain.
+//!
+//! # Who owns which memory
+//! Receives, work and exposures are in one of three places: `recvs`, `pending` with `ledger`, and `exposures`. They leave
+//! them when the device has completed the request, or the invalidation, or when the queue pair is destroyed.
+//!
+//! # When it breaks
+//! A failed completion names the cause, and what completed before it is taken first. Requests that are merely flushed say
+//! nothing, so the connection manager's word is waited for, though not for long. Then the windows are freed, the queue pair
+//! is destroyed, and everything comes back. See [`finish`](VerbsQueuePair::finish) for the order.
+//!
+//! # Limits
+//! [`QpLimits`] as asked for, within what the device has; what the Send queue has no room for waits in `pending`.
+#![allow(unsafe_code, reason = "posting work on memory that is owned here")]
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io::{self, ErrorKind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rpcrdma_fabric::{
+    Access, Completion, Exposed, Lost, Op, Peer, QpLimits, QueuePair, Region, RejectReason, Rejected,
+    RemoteSegments, Shutdown, Stag, Work,
+};
+use smallvec::SmallVec;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, Sleep, sleep, timeout},
+};
+
+use crate::{
+    devices::registration_failed,
+    ffi::verbs::{self, Wc, status},
+    ledger::Ledger,
+    spin::Spin,
+    sys::{BlockMr, Domain, Event, Happened, Id, Mr, Qp, Request, Rights, Window, status_text},
+};
+
+/// Work requests that one call posts, and completions that one call takes.
+const BATCH: usize = 32;
+/// Batches of completions that one poll takes before others run.
+const ROUNDS: usize = 32;
+/// Marks completions of Receives.
+const RECEIVE: u64 = 1 << 63;
+/// How long to wait for the reason when requests are flushed.
+const REASON: Duration = Duration::from_secs(1);
+/// How long the rest of a goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// After connecting over iWARP: how long to wait for the peer's first message before the first nudge, and how many nudges.
+const NUDGE: (Duration, u32) = (Duration::from_millis(20), 6);
+
+/// What is to be posted.
+enum Pending {
+    /// A request whose completion concerns nobody.
+    Bare(Request),
+    Invalidate {
+        tag: u32,
+    },
+    Work(Posting),
+}
+
+/// A piece of work on its way to the device.
+struct Posting {
+    work: Work,
+    lkey: u32,
+    /// The registration of an iWARP Read's destination, which the peer writes to.
+    sink: Option<Mr>,
+    /// The next segment, and how much of it is posted.
+    segment: usize,
+    within: u32,
+    /// Bytes posted in all.
+    posted: usize,
+}
+
+/// What the device is doing.
+enum UnderWay {
+    Bare,
+    Invalidate { tag: u32 },
+    Work { work: Work, _sink: Option<Mr> },
+}
+
+/// A region that the peer can reach.
+struct Exposure {
+    region: Region,
+    guard: Guard,
+    /// Its invalidation is on its way.
+    closing: bool,
+}
+
+/// What opens it to the peer.
+enum Guard {
+    Window(Window),
+    /// Given up to close it.
+    Registration(Mr),
+    /// Nothing: an empty region.
+    Empty,
+}
+
+/// What a connection was made with.
+pub(crate) struct Made {
+    pub(crate) qp: Qp,
+    pub(crate) recvs: VecDeque<(Region, u32)>,
+    pub(crate) peer: Peer,
+    pub(crate) limits: QpLimits,
+    pub(crate) windows: bool,
+    /// The domain is this connection's own.
+    pub(crate) own_domain: bool,
+    pub(crate) spin: Option<Duration>,
+    /// The peer's provider may overlook what comes too early.
+    pub(crate) nudge: bool,
+}
+
+/// See the module's head.
+pub(crate) struct VerbsQueuePair {
+    /// `None` once the connection is over.
+    qp: Option<Qp>,
+    domain: Arc<Domain>,
+    own_domain: bool,
+    use_windows: bool,
+    limits: QpLimits,
+    peer: Peer,
+    runtime: Handle,
+    spin: Spin,
+    /// Receives with their local keys, in order; the first `recvs_posted` are with the device.
+    recvs: VecDeque<(Region, u32)>,
+    recvs_posted: usize,
+    /// Receives completed so far.
+    recvs_done: u64,
+    pending: VecDeque<Pending>,
+    ledger: Ledger<UnderWay>,
+    /// Pieces of work in `pending` and `ledger`.
+    works: usize,
+    exposures: HashMap<u32, Exposure>,
+    /// Closed, and not reported.
+    reclaimed: Vec<(u32, Region)>,
+    /// Not bound to anything. The one that has been so for longest is taken first.
+    free_windows: VecDeque<Window>,
+    /// Invalidated by the peer while our own invalidation is on its way.
+    late_windows: HashMap<u32, Window>,
+    /// For the tags of empty regions, which nothing stands behind.
+    empty_tags: u32,
+    /// An event was asked for.
+    armed: bool,
+    closing: bool,
+    aborted: bool,
+    disconnected: bool,
+    cause: Option<Lost>,
+    /// Runs while requests are flushed and nobody has said why.
+    reason_timer: Option<Pin<Box<Sleep>>>,
+    nudge: Option<Nudge>,
+    /// What `poll` answers when it is over.
+    lost: Option<Lost>,
+}
+
+struct Nudge {
+    timer: Pin<Box<Sleep>>,
+    wait: Duration,
+    left: u32,
+}
+
+/// Receives are posted like the rest of them, so that what counts as posted is.
+fn post_receives(
+    qp: &mut Qp,
+    recvs: &VecDeque<(Region, u32)>,
+    posted: &mut usize,
+    done: u64,
+) -> io::Result<()> {
+    while *posted < recvs.len() {
+        let batch: SmallVec<[(u64, u32, u32); BATCH]> = (recvs.iter().skip(*posted).take(BATCH))
+            .map(|(buf, lkey)| (buf.as_ptr() as u64, u32::try_from(buf.len()).unwrap_or(u32::MAX), *lkey))
+            .collect();
+        // SAFETY: the regions are in `recvs`, which they leave only when the device says that they are filled or after the
+        // queue pair is destroyed; a region keeps its block, and the block its registration.
+        unsafe { qp.post_recv(RECEIVE | (done + *posted as u64), &batch) }?;
+        *posted += batch.len();
+    }
+    Ok(())
+}
+
+impl Made {
+    /// Posts the first Receives, before the peer can send anything.
+    pub(crate) fn post_receives(&mut self) -> io::Result<()> {
+        post_receives(&mut self.qp, &self.recvs, &mut 0, 0)
+    }
+}
+
+impl VerbsQueuePair {
+    /// A connection whose first Receives are posted. Must be called in a tokio runtime.
+    pub(crate) fn new(made: Made) -> Self {
+        let Made { qp, recvs, peer, limits, windows, own_domain, spin, nudge } = made;
+        let nudge = nudge.then(|| Nudge { timer: Box::pin(sleep(NUDGE.0)), wait: NUDGE.0, left: NUDGE.1 });
+        Self {
+            domain: Arc::clone(&qp.domain),
+            ledger: Ledger::new(qp.cap.max_send_wr),
+            qp: Some(qp),
+            own_domain,
+            use_windows: windows,
+            limits,
+            peer,
+            runtime: Handle::current(),
+            spin: Spin::new(spin),
+            recvs_posted: recvs.len(),
+            recvs,
+            recvs_done: 0,
+            pending: VecDeque::new(),
+            works: 0,
+            exposures: HashMap::new(),
+            reclaimed: Vec::new(),
+            free_windows: VecDeque::new(),
+            late_windows: HashMap::new(),
+            empty_tags: 0,
+            armed: false,
+            closing: false,
+            aborted: false,
+            disconnected: false,
+            cause: None,
+            reason_timer: None,
+            nudge,
+            lost: None,
+        }
+    }
+
+    /// The local key of a region.
+    fn register(&self, region: &Region) -> Result<u32, RejectReason> {
+        local_key(&self.domain, region).map_err(|e| {
+            tracing::warn!("{}", registration_failed(&e));
+            RejectReason::Registration
+        })
+    }
+
+    /// Checks a piece of work and prepares its memory.
+    fn prepare(&self, work: &Work) -> Result<(u32, Option<Mr>), RejectReason> {
+        if self.lost.is_some() || self.qp.is_none() {
+            return Err(RejectReason::Lost);
+        }
+        if self.works >= self.limits.sends {
+            return Err(RejectReason::QueueFull);
+        }
+        let longest = u64::from(self.domain.device().port.max_message);
+        match work {
+            Work::Send { buf, len, .. } => {
+                if *len > buf.len() || *len as u64 > longest {
+                    return Err(RejectReason::OutOfRange);
+                }
+                Ok((self.register(buf)?, None))
+            }
+            Work::Write { buf, at, to, .. } => {
+                fits(buf, *at, to)?;
+                Ok((self.register(buf)?, None))
+            }
+            Work::Read { buf, at, from, .. } => {
+                let len = fits(buf, *at, from)?;
+                if self.limits.outbound_reads == 0 {
+                    return Err(RejectReason::NoReads);
+                }
+                if !self.domain.device().abilities.iwarp || len == 0 {
+                    return Ok((self.register(buf)?, None));
+                }
+                // The response is tagged with the destination's own key, so the peer must be allowed to write there: to
+                // these bytes, and only until they have come.
+                // SAFETY: the registration goes with the work, which keeps the region, and is dropped with it.
+                let sink = unsafe { Mr::of_region(&self.domain, buf, *at, len, Rights::RemoteWrite) };
+                let sink = sink.map_err(|e| {
+                    tracing::warn!("{}", registration_failed(&e));
+                    RejectReason::Registration
+                })?;
+                Ok((sink.lkey, Some(sink)))
+            }
+        }
+    }
+
+    /// Posts what the Send queue has room for.
+    fn post_sends(&mut self) -> io::Result<()> {
+        let Some(qp) = &mut self.qp else { return Ok(()) };
+        let longest = self.domain.device().port.max_message.max(1);
+        let can_invalidate = self.domain.device().abilities.iwarp || self.domain.device().abilities.windows;
+        let inline_max = qp.cap.max_inline_data;
+        while !self.pending.is_empty() {
+            let first = self.ledger.next();
+            let room = self.ledger.room().min(BATCH);
+            let mut batch: SmallVec<[Request; BATCH]> = SmallVec::new();
+            while batch.len() < room {
+                let end = first + batch.len() as u64;
+                match self.pending.pop_front() {
+                    None => break,
+                    Some(Pending::Bare(request)) => {
+                        batch.push(request);
+                        self.ledger.push(end + 1, UnderWay::Bare);
+                    }
+                    Some(Pending::Invalidate { tag }) => {
+                        batch.push(Request::Invalidate { tag });
+                        self.ledger.push(end + 1, UnderWay::Invalidate { tag });
+                    }
+                    Some(Pending::Work(mut posting)) => {
+                        let request = posting.next(longest, can_invalidate, inline_max);
+                        let end = end + u64::from(request.is_some());
+                        batch.extend(request);
+                        if posting.is_done() {
+                            let Posting { work, sink, .. } = posting;
+                            self.ledger.push(end, UnderWay::Work { work, _sink: sink });
+                        } else {
+                            self.pending.push_front(Pending::Work(posting));
+                        }
+                    }
+                }
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+            // SAFETY: the work of these requests is in `ledger` or at the head of `pending`, with its memory, and leaves
+            // only when its last request is complete or after the queue pair is destroyed. What a binding opens is in
+            // `exposures` until the invalidation is complete or the windows are freed. Windows are owned by this queue
+            // pair. Regions keep their blocks, and blocks their registrations.
+            unsafe { qp.post_send(first, &batch) }?;
+            self.ledger.posted(batch.len());
+        }
+        Ok(())
+    }
+
+    /// Reports the work that is done.
+    fn take_done(&mut self, done: &mut Vec<Completion>) {
+        while let Some(item) = self.ledger.pop_done() {
+            match item {
+                UnderWay::Bare => {}
+                UnderWay::Work { work, .. } => {
+                    self.works -= 1;
+                    let (id, op, buf) = parts(work);
+                    done.push(Completion::Done { id, op, buf });
+                }
+                UnderWay::Invalidate { tag } => match self.exposures.remove(&tag) {
+                    Some(exposure) => {
+                        self.recycle(tag, exposure.guard);
+                        done.push(Completion::Reclaimed { stag: Stag(tag), buf: exposure.region });
+                    }
+                    // The peer was faster.
+                    None => {
+                        if let Some(window) = self.late_windows.remove(&tag) {
+                            self.recycle(tag, Guard::Window(window));
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// What opened a region to the peer does so no more.
+    fn recycle(&mut self, tag: u32, guard: Guard) {
+        match guard {
+            Guard::Window(mut window) => {
+                window.bound(tag);
+                self.free_windows.push_back(window);
+            }
+            Guard::Registration(mr) => drop(mr),
+            Guard::Empty => {}
+        }
+    }
+
+    /// Takes one batch of completions; whether there were any.
+    fn take_completions(&mut self, done: &mut Vec<Completion>) -> Result<bool, Lost> {
+        let mut wcs = [Wc::default(); BATCH];
+        let Some(qp) = &mut self.qp else { return Ok(false) };
+        let n = qp.completions.poll(&mut wcs).map_err(|e| Lost::Io(e.kind()))?;
+        for wc in wcs.iter().take(n) {
+            if wc.status != status::SUCCESS {
+                self.failed(wc);
+            } else if wc.wr_id & RECEIVE != 0 {
+                self.received(wc, done)?;
+            } else if !self.ledger.complete(wc.wr_id) {
+                return Err(Lost::Io(ErrorKind::InvalidData));
+            }
+        }
+        self.take_done(done);
+        Ok(n > 0)
+    }
+
+    fn received(&mut self, wc: &Wc, done: &mut Vec<Completion>) -> Result<(), Lost> {
+        let in_order = wc.wr_id == RECEIVE | self.recvs_done && self.recvs_posted > 0;
+        let Some((buf, _)) = self.recvs.pop_front().filter(|_| in_order) else {
+            return Err(Lost::Io(ErrorKind::InvalidData));
+        };
+        self.recvs_done += 1;
+        self.recvs_posted -= 1;
+        self.nudge = None;
+        let mut invalidated = None;
+        if wc.wc_flags & verbs::WC_WITH_INV != 0 {
+            let tag = wc.invalidated_rkey;
+            invalidated = Some(Stag(tag));
+            if let Some(Exposure { region, guard, closing }) = self.exposures.remove(&tag) {
+                match guard {
+                    Guard::Window(window) if closing => drop(self.late_windows.insert(tag, window)),
+                    guard => self.recycle(tag, guard),
+                }
+                done.push(Completion::Reclaimed { stag: Stag(tag), buf: region });
+            }
+        }
+        let len = (wc.byte_len as usize).min(buf.len());
+        done.push(Completion::Received { buf, len, invalidated });
+        Ok(())
+    }
+
+    /// A request has failed: the connection is over. The first failure that is more than a consequence is the cause.
+    fn failed(&mut self, wc: &Wc) {
+        if wc.status == status::WR_FLUSH_ERR {
+            if self.reason_timer.is_none() {
+                self.reason_timer = Some(Box::pin(sleep(REASON)));
+            }
+            return;
+        }
+        let receive = wc.wr_id & RECEIVE != 0;
+        let text = || match &self.qp {
+            Some(qp) => status_text(qp.domain.device().lib(), wc.status),
+            None => String::new(),
+        };
+        let lost = match wc.status {
+            status::LOC_LEN_ERR if receive => {
+                Lost::PeerMisbehaved("a message is longer than its Receive".to_owned())
+            }
+            status::RNR_RETRY_EXC_ERR => {
+                Lost::Terminated("it has no Receive posted for a message".to_owned())
+            }
+            status::REM_ACCESS_ERR | status::REM_INV_REQ_ERR | status::REM_OP_ERR => Lost::Terminated(text()),
+            status::RETRY_EXC_ERR => Lost::Io(ErrorKind::TimedOut),
+            status::LOC_PROT_ERR | status::LOC_ACCESS_ERR if receive => Lost::PeerMisbehaved(text()),
+            _ => {
+                tracing::debug!(status = text(), vendor = wc.vendor_err, receive, "a work request failed");
+                Lost::Io(ErrorKind::ConnectionReset)
+            }
+        };
+        self.cause.get_or_insert(lost);
+    }
+
+    fn happened(&mut self, event: Event) {
+        let cause = match event.what {
+            Happened::Disconnected => {
+                self.disconnected = true;
+                return;
+            }
+            Happened::DeviceRemoved => {
+                self.domain.device().remove();
+                Lost::Io(ErrorKind::NotConnected)
+            }
+            Happened::AddressChanged => Lost::Io(ErrorKind::AddrNotAvailable),
+            Happened::ConnectError | Happened::Unreachable | Happened::Rejected => {
+                Lost::Io(ErrorKind::ConnectionReset)
+            }
+            _ => return,
+        };
+        self.cause.get_or_insert(cause);
+    }
+
+    /// Drives the connection until it waits. `Ready` if there is something to report or others are to have their turn.
+    fn drive(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: &mut Vec<Completion>,
+        before: usize,
+    ) -> Result<Poll<()>, Lost> {
+        if self.aborted {
+            return Err(Lost::Closed);
+        }
+        let broken = |e: io::Error| Lost::Io(e.kind());
+        let mut rounds = 0;
+        loop {
+            if let Some(qp) = &mut self.qp
+                && self.cause.is_none()
+            {
+                post_receives(qp, &self.recvs, &mut self.recvs_posted, self.recvs_done).map_err(broken)?;
+                self.post_sends().map_err(broken)?;
+                self.take_done(done);
+            }
+            if self.closing && self.pending.is_empty() && self.ledger.len() == 0 {
+                return Err(Lost::Closed);
+            }
+            if self.take_completions(done)? {
+                rounds += 1;
+                if rounds >= ROUNDS {
+                    return Ok(Poll::Ready(()));
+                }
+                continue;
+            }
+            if done.len() > before {
+                return Ok(Poll::Ready(()));
+            }
+            if let Some(cause) = self.cause.take() {
+                return Err(cause);
+            }
+            if self.disconnected {
+                return Err(Lost::PeerClosed);
+            }
+            let Some(qp) = &mut self.qp else { return Err(Lost::Closed) };
+            if let Some(id) = qp.id()
+                && let Poll::Ready(event) = id.channel().poll_event(cx)
+            {
+                self.happened(event.map_err(broken)?);
+                continue;
+            }
+            if !self.armed {
+                if self.spin(done)? {
+                    continue;
+                }
+                let Some(qp) = &mut self.qp else { return Err(Lost::Closed) };
+                qp.completions.arm().map_err(broken)?;
+                self.armed = true;
+                continue;
+            }
+            if let Poll::Ready(event) = qp.completions.poll_event(cx) {
+                event.map_err(broken)?;
+                self.armed = false;
+                continue;
+            }
+            if self.tick(cx) {
+                continue;
+            }
+            return Ok(Poll::Pending);
+        }
+    }
+
+    /// Looks for completions without sleeping, if that has paid off lately. Whether there were any.
+    fn spin(&mut self, done: &mut Vec<Completion>) -> Result<bool, Lost> {
+        let mut spin = std::mem::replace(&mut self.spin, Spin::new(None));
+        let mut failed = None;
+        let found = spin.look(|| {
+            self.take_completions(done).unwrap_or_else(|lost| {
+                failed = Some(lost);
+                true
+            })
+        });
+        self.spin = spin;
+        failed.map_or(Ok(found), Err)
+    }
+
+    /// Looks at the timers; whether there is something to do.
+    fn tick(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(timer) = &mut self.reason_timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            self.cause.get_or_insert(Lost::Io(ErrorKind::ConnectionReset));
+            self.reason_timer = None;
+            return true;
+        }
+        let idle = self.ledger.next() == 0;
+        if let Some(nudge) = &mut self.nudge
+            && nudge.timer.as_mut().poll(cx).is_ready()
+        {
+            if !idle {
+                nudge.left -= 1;
+            }
+            nudge.wait *= 2;
+            nudge.timer.as_mut().reset(Instant::now() + nudge.wait);
+            let more = nudge.left > 0;
+            if !more {
+                self.nudge = None;
+            }
+            if !idle {
+                // An empty RDMA Write: nothing is written, whatever it names.
+                let empty = Request::Write { addr: 0, len: 0, lkey: 0, to: 0, rkey: 0 };
+                self.pending.push_back(Pending::Bare(empty));
+            }
+            return true;
+        }
+        false
+    }
+
+    /// The connection is over: takes everything apart and hands out all memory.
+    ///
+    /// The order matters. Disconnecting puts the queue pair into its error state; windows go before their queue pair,
+    /// which some drivers keep alive for them; after the queue pair is destroyed nothing touches our memory, and it can
+    /// be given back; registrations of what the peer could reach go with it.
+    fn finish(&mut self, lost: Lost, done: &mut Vec<Completion>) {
+        if let Some(mut qp) = self.qp.take() {
+            if let Some(id) = qp.id()
+                && let Err(error) = id.disconnect()
+            {
+                tracing::debug!(%error, "no goodbye");
+            }
+            self.free_windows.clear();
+            self.late_windows.clear();
+            for exposure in self.exposures.values_mut() {
+                exposure.guard = match std::mem::replace(&mut exposure.guard, Guard::Empty) {
+                    Guard::Window(window) => {
+                        drop(window);
+                        Guard::Empty
+                    }
+                    other => other,
+                };
+            }
+            if let Some(id) = qp.destroy().filter(|_| !self.disconnected) {
+                linger(&self.runtime, id);
+            }
+        }
+        let pending = self.pending.drain(..).filter_map(|p| match p {
+            Pending::Work(posting) => Some(posting.work),
+            _ => None,
+        });
+        let under_way = self.ledger.drain().filter_map(|u| match u {
+            UnderWay::Work { work, .. } => Some(work),
+            _ => None,
+        });
+        for work in under_way.chain(pending) {
+            let (id, op, buf) = parts(work);
+            done.push(Completion::Flushed { id, op, buf });
+        }
+        self.works = 0;
+        done.extend(self.recvs.drain(..).map(|(buf, _)| Completion::Flushed { id: 0, op: Op::Recv, buf }));
+        let exposed = self.exposures.drain().map(|(tag, Exposure { region, guard, .. })| {
+            drop(guard);
+            (tag, region)
+        });
+        let reclaimed = self.reclaimed.drain(..).chain(exposed);
+        done.extend(reclaimed.map(|(tag, buf)| Completion::Reclaimed { stag: Stag(tag), buf }));
+        if self.own_domain {
+            self.domain.close();
+        }
+        self.reason_timer = None;
+        self.nudge = None;
+        self.lost = Some(lost);
+    }
+
+    /// Opens a region to the peer.
+    fn open(&mut self, region: &Region, len: u32, access: Access) -> io::Result<(u32, Guard)> {
+        if len == 0 {
+            // No bytes can be reached, so nothing is opened. The tag is one that devices do not give out.
+            self.empty_tags = self.empty_tags.wrapping_add(1) & 0xff;
+            return Ok((EMPTY_TAGS | self.empty_tags, Guard::Empty));
+        }
+        if !self.use_windows {
+            let rights = match access {
+                Access::RemoteRead => Rights::RemoteRead,
+                Access::RemoteWrite => Rights::RemoteWrite,
+            };
+            // SAFETY: the region goes into `exposures` with the registration, and comes out when that is dropped, or, if
+            // it is still open then, after the queue pair is destroyed.
+            let mr = unsafe { Mr::of_region(&self.domain, region, 0, len as usize, rights) }?;
+            return Ok((mr.rkey, Guard::Registration(mr)));
+        }
+        let (_, block) = BlockMr::of(&self.domain, region)?;
+        let mut window = match self.free_windows.pop_front() {
+            Some(window) => window,
+            None => Window::new(&self.domain)?,
+        };
+        let tag = window.next_tag();
+        self.pending.push_back(Pending::Bare(Request::Bind {
+            window: window.handle(),
+            block,
+            addr: region.as_ptr() as u64,
+            len,
+            tag,
+            write: access == Access::RemoteWrite,
+        }));
+        Ok((tag, Guard::Window(window)))
+    }
+}
+
+/// Tags of regions without bytes.
+const EMPTY_TAGS: u32 = 0xffff_ff00;
+
+/// The local key of a region, whose block is registered if it is not yet.
+pub(crate) fn local_key(domain: &Arc<Domain>, region: &Region) -> io::Result<u32> {
+    BlockMr::of(domain, region).map(|(lkey, _)| lkey)
+}
+
+/// The bytes of a transfer, if they are inside the region.
+fn fits(buf: &Region, at: usize, segments: &RemoteSegments) -> Result<usize, RejectReason> {
+    let total: u64 = segments.iter().map(|s| u64::from(s.len)).sum();
+    let room = buf.len().checked_sub(at).ok_or(RejectReason::OutOfRange)?;
+    usize::try_from(total).ok().filter(|total| *total <= room).ok_or(RejectReason::OutOfRange)
+}
+
+/// What a completion of the work says.
+fn parts(work: Work) -> (u64, Op, Region) {
+    match work {
+        Work::Send { id, buf, .. } => (id, Op::Send, buf),
+        Work::Write { id, buf, .. } => (id, Op::Write, buf),
+        Work::Read { id, buf, .. } => (id, Op::Read, buf),
+    }
+}
+
+impl Posting {
+    /// The next request, if there is one.
+    fn next(&mut self, longest: u32, can_invalidate: bool, inline_max: u32) -> Option<Request> {
+        let lkey = self.lkey;
+        let (buf, at, segments, write) = match &self.work {
+            Work::Send { buf, len, invalidate, .. } => {
+                self.posted = *len;
+                self.segment = 1;
+                let len = u32::try_from(*len).unwrap_or(u32::MAX);
+                // Without it the peer invalidates for itself.
+                let invalidate = invalidate.filter(|_| can_invalidate).map(|stag| stag.0);
+                let inline = len > 0 && len <= inline_max;
+                return Some(Request::Send { addr: buf.as_ptr() as u64, len, lkey, invalidate, inline });
+            }
+            Work::Write { buf, at, to, .. } => (buf, *at, to, true),
+            Work::Read { buf, at, from, .. } => (buf, *at, from, false),
+        };
+        while segments.get(self.segment).is_some_and(|s| s.len == self.within) {
+            self.segment += 1;
+            self.within = 0;
+        }
+        let segment = segments.get(self.segment)?;
+        let len = (segment.len - self.within).min(longest);
+        let addr = buf.as_ptr() as u64 + at as u64 + self.posted as u64;
+        let remote = segment.offset.wrapping_add(u64::from(self.within));
+        let rkey = segment.stag.0;
+        self.within += len;
+        self.posted += len as usize;
+        Some(if write {
+            Request::Write { addr, len, lkey, to: remote, rkey }
+        } else {
+            Request::Read { addr, len, lkey, from: remote, rkey }
+        })
+    }
+
+    /// Whether all requests have been made.
+    fn is_done(&self) -> bool {
+        match &self.work {
+            Work::Send { .. } => self.segment > 0,
+            Work::Write { to: segments, .. } | Work::Read { from: segments, .. } => {
+                let left = segments.iter().skip(self.segment).map(|s| u64::from(s.len)).sum::<u64>();
+                left == u64::from(self.within)
+            }
+        }
+    }
+}
+
+/// Keeps an identifier until the peer has heard the goodbye, which the connection manager repeats, and no longer.
+fn linger(runtime: &Handle, id: Id) {
+    runtime.spawn(async move {
+        let heard = async {
+            loop {
+                match id.channel().event().await {
+                    Ok(event)
+                        if event.what == Happened::Disconnected || event.what == Happened::DeviceRemoved =>
+                    {
+                        return;
+                    }
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        };
+        // A peer that does not answer is not waited for.
+        let _ = timeout(FAREWELL, heard).await;
+    });
+}
+
+impl QueuePair for VerbsQueuePair {
+    fn limits(&self) -> QpLimits {
+        self.limits
+    }
+
+    fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    fn post_recv(&mut self, buf: Region) -> Result<(), Rejected<Region>> {
+        let why = if self.lost.is_some() {
+            RejectReason::Lost
+        } else if self.recvs.len() >= self.limits.recvs {
+            RejectReason::QueueFull
+        } else {
+            match self.register(&buf) {
+                Ok(lkey) => {
+                    self.recvs.push_back((buf, lkey));
+                    return Ok(());
+                }
+                Err(why) => why,
+            }
+        };
+        Err(Rejected { why, item: buf })
+    }
+
+    fn post(&mut self, work: Work) -> Result<(), Rejected<Work>> {
+        match self.prepare(&work) {
+            Ok((lkey, sink)) => {
+                self.works += 1;
+                self.pending.push_back(Pending::Work(Posting {
+                    work,
+                    lkey,
+                    sink,
+                    segment: 0,
+                    within: 0,
+                    posted: 0,
+                }));
+                Ok(())
+            }
+            Err(why) => Err(Rejected { why, item: work }),
+        }
+    }
+
+    fn expose(&mut self, region: Region, len: u32, access: Access) -> Result<Exposed, Rejected<Region>> {
+        let why = if self.lost.is_some() {
+            RejectReason::Lost
+        } else if self.exposures.len() >= self.limits.exposed {
+            RejectReason::TooManyRegions
+        } else if len as usize > region.len() {
+            RejectReason::OutOfRange
+        } else {
+            match self.open(&region, len, access) {
+                Ok((tag, guard)) => {
+                    let offset = region.as_ptr() as u64;
+                    self.exposures.insert(tag, Exposure { region, guard, closing: false });
+                    return Ok(Exposed { stag: Stag(tag), offset, len });
+                }
+                Err(e) => {
+                    tracing::warn!("{}", registration_failed(&e));
+                    RejectReason::Registration
+                }
+            }
+        };
+        Err(Rejected { why, item: region })
+    }
+
+    fn invalidate(&mut self, stag: Stag) {
+        let Some(exposure) = self.exposures.get_mut(&stag.0) else { return };
+        if exposure.closing {
+            return;
+        }
+        exposure.closing = true;
+        if matches!(exposure.guard, Guard::Window(_)) {
+            self.pending.push_back(Pending::Invalidate { tag: stag.0 });
+            return;
+        }
+        if let Some(Exposure { region, guard, .. }) = self.exposures.remove(&stag.0) {
+            drop(guard);
+            self.reclaimed.push((stag.0, region));
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, done: &mut Vec<Completion>) -> Poll<Result<(), Lost>> {
+        if let Some(lost) = &self.lost {
+            return Poll::Ready(Err(lost.clone()));
+        }
+        let before = done.len();
+        let reclaimed = self.reclaimed.drain(..);
+        done.extend(reclaimed.map(|(tag, buf)| Completion::Reclaimed { stag: Stag(tag), buf }));
+        match self.drive(cx, done, before) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(())) if done.len() > before => Poll::Ready(Ok(())),
+            Ok(Poll::Ready(())) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Err(lost) => {
+                self.finish(lost.clone(), done);
+                Poll::Ready(if done.len() > before { Ok(()) } else { Err(lost) })
+            }
+        }
+    }
+
+    fn shutdown(&mut self, how: Shutdown) {
+        match how {
+            Shutdown::Graceful => self.closing = true,
+            Shutdown::Abort => self.aborted = true,
+        }
+    }
+}
+
+impl Drop for VerbsQueuePair {
+    fn drop(&mut self) {
+        if self.lost.is_none() {
+            self.finish(Lost::Closed, &mut Vec::new());
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! Devices, protection domains, registered memory and memory windows.
+//!
+//! # Memory
+//! Two kinds of registration exist. A [`BlockMr`] covers the whole block behind a region, gives nothing to the peer, and is
+//! kept with the block: it is made when a connection first uses the block and lasts as long as block and domain do, so
+//! memory from a pool is registered once. An [`Mr`] covers exactly the bytes of one transfer and lasts as long as that.
+//! A [`Window`] opens a part of a `BlockMr` to the peer of one queue pair.
+#![allow(unsafe_code, reason = "functions of C libraries")]
+
+use std::{
+    ffi::{CStr, c_int},
+    io,
+    mem::MaybeUninit,
+    net::SocketAddr,
+    ptr::NonNull,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rpcrdma_fabric::{Region, Registration};
+
+use super::{Channel, Id, check_number};
+use crate::ffi::{
+    Lib,
+    verbs::{self, access},
+};
+
+/// What a device can do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Abilities {
+    pub(crate) iwarp: bool,
+    /// Windows that belong to one queue pair and that its peer can have invalidated.
+    pub(crate) windows: bool,
+    /// Work requests in one queue.
+    pub(crate) queue_depth: u32,
+    /// Entries of one completion queue.
+    pub(crate) completions: u32,
+    /// Registrations.
+    pub(crate) regions: u32,
+    /// RDMA Reads that a peer may have open at a queue pair, and that a queue pair may have open at its peer.
+    pub(crate) reads_in: u8,
+    pub(crate) reads_out: u8,
+}
+
+impl Abilities {
+    fn of(transport: c_int, attr: &verbs::DeviceAttr) -> Self {
+        let count = |n: c_int| u32::try_from(n).unwrap_or(0);
+        let reads = |n: c_int| u8::try_from(n.clamp(0, 255)).unwrap_or(0);
+        Self {
+            iwarp: transport == verbs::TRANSPORT_IWARP,
+            windows: attr.device_cap_flags & verbs::CAP_WINDOW_TYPE_2B != 0 && attr.max_mw > 0,
+            queue_depth: count(attr.max_qp_wr),
+            completions: count(attr.max_cqe),
+            regions: count(attr.max_mr),
+            reads_in: reads(attr.max_qp_rd_atom),
+            reads_out: reads(attr.max_qp_init_rd_atom),
+        }
+    }
+}
+
+/// What a port is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    InfiniBand,
+    Ethernet,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Port {
+    pub(crate) active: bool,
+    pub(crate) link: Link,
+    /// The longest message in bytes.
+    pub(crate) max_message: u32,
+}
+
+/// # Safety
+/// `context` is an open device.
+unsafe fn query_device(lib: &Lib, context: *mut verbs::Context) -> io::Result<verbs::DeviceAttr> {
+    let mut attr = MaybeUninit::<verbs::DeviceAttr>::zeroed();
+    // SAFETY: the device is open, and there is room for what the library writes.
+    check_number(unsafe { (lib.query_device)(context, attr.as_mut_ptr()) })?;
+    // SAFETY: plain data, all of it zero or written by the library.
+    Ok(unsafe { attr.assume_init() })
+}
+
+/// # Safety
+/// `context` is an open device.
+unsafe fn query_port(lib: &Lib, context: *mut verbs::Context, port: u8) -> io::Result<Port> {
+    let mut attr = MaybeUninit::<verbs::PortAttr>::zeroed();
+    // SAFETY: the device is open; the structure is at least as long as the one that the library writes.
+    check_number(unsafe { (lib.query_port)(context, port, attr.as_mut_ptr()) })?;
+    // SAFETY: plain data, all of it zero or written by the library.
+    let attr = unsafe { attr.assume_init() };
+    let link = match attr.link_layer {
+        verbs::LINK_ETHERNET => Link::Ethernet,
+        verbs::LINK_INFINIBAND | 0 => Link::InfiniBand,
+        _ => Link::Other,
+    };
+    Ok(Port { active: attr.state == verbs::PORT_ACTIVE, link, max_message: attr.max_msg_sz })
+}
+
+/// # Safety
+/// `device` is an entry of a device list that has not been freed, or belongs to an open context.
+unsafe fn name(device: *const verbs::Device) -> String {
+    // SAFETY: the library ends names with a NUL inside the field.
+    let name = unsafe { CStr::from_ptr((*device).name.as_ptr()) };
+    name.to_string_lossy().into_owned()
+}
+
+/// A device of the machine, for people.
+pub(crate) struct ListedDevice {
+    pub(crate) name: String,
+    pub(crate) transport: c_int,
+    /// Or why it cannot be opened.
+    pub(crate) opened: io::Result<(Abilities, Vec<Port>)>,
+}
+
+/// All devices of the machine.
+pub(crate) fn list_devices(lib: &Lib) -> io::Result<Vec<ListedDevice>> {
+    let mut count: c_int = 0;
+    // SAFETY: `count` is where the library puts the length.
+    let list = unsafe { (lib.get_device_list)(&mut count) };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut devices = Vec::new();
+    for i in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: the list has `count` entries and is freed only below.
+        let device = unsafe { *list.add(i) };
+        if device.is_null() {
+            break;
+        }
+        // SAFETY: an entry of the list.
+        let (name, transport) = unsafe { (name(device), (*device).transport_type) };
+        devices.push(ListedDevice { name, transport, opened: look_inside(lib, device, transport) });
+    }
+    // SAFETY: the list came from the library, and devices that are open stay so.
+    unsafe { (lib.free_device_list)(list) };
+    Ok(devices)
+}
+
+/// Opens a device for a moment. `device` is an entry of a list that has not been freed.
+fn look_inside(
+    lib: &Lib,
+    device: *mut verbs::Device,
+    transport: c_int,
+) -> io::Result<(Abilities, Vec<Port>)> {
+    // SAFETY: the only caller passes an entry of a list that it has not freed.
+    let context = unsafe { (lib.open_device)(device) };
+    if context.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the device is open until below.
+    let found = unsafe { query_device(lib, context) }.map(|attr| {
+        let ports = (1..=attr.phys_port_cnt)
+            // SAFETY: as above.
+            .filter_map(|port| unsafe { query_port(lib, context, port) }.ok())
+            .collect();
+        (Abilities::of(transport, &attr), ports)
+    });
+    // SAFETY: opened above, closed once, and nothing was made of it.
+    unsafe { (lib.close_device)(context) };
+    found
+}
+
+/// A device that connections use. The connection manager opens devices and closes them when it has no use for them, so
+/// this keeps one identifier bound to the device.
+pub(crate) struct Device {
+    context: NonNull<verbs::Context>,
+    lib: &'static Lib,
+    pub(crate) name: String,
+    pub(crate) abilities: Abilities,
+    pub(crate) port: Port,
+    removed: AtomicBool,
+    /// The protection domain of connections that can share one.
+    shared: Mutex<Weak<Domain>>,
+    _anchor: Id,
+}
+
+// SAFETY: verbs may be called from any thread, and the context is only passed to them.
+unsafe impl Send for Device {}
+// SAFETY: verbs lock for themselves; the rest is safe to share by its own types.
+unsafe impl Sync for Device {}
+
+/// Devices that connections use.
+static DEVICES: Mutex<Vec<Weak<Device>>> = Mutex::new(Vec::new());
+
+impl Device {
+    /// The device that an identifier is bound to. Must be called in a tokio runtime.
+    pub(crate) fn of(id: &Id) -> io::Result<Arc<Self>> {
+        let unbound = || io::Error::new(io::ErrorKind::NotConnected, "no RDMA device has the address");
+        let context = id.context().ok_or_else(unbound)?;
+        let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.retain(|d| d.strong_count() > 0);
+        let known = devices
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|d| d.context == context && !d.removed.load(Ordering::Relaxed));
+        if let Some(device) = known {
+            return Ok(device);
+        }
+        let device = Arc::new(Self::open(id, context)?);
+        devices.push(Arc::downgrade(&device));
+        Ok(device)
+    }
+
+    fn open(id: &Id, context: NonNull<verbs::Context>) -> io::Result<Self> {
+        let lib = id.lib();
+        let local: SocketAddr = id.local_addr().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let mut anchor = Id::new(&Arc::new(Channel::new(lib)?))?;
+        anchor.bind(match local {
+            SocketAddr::V4(v4) => SocketAddr::from((*v4.ip(), 0)),
+            SocketAddr::V6(mut v6) => {
+                v6.set_port(0);
+                v6.into()
+            }
+        })?;
+        if anchor.context() != Some(context) {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                "the address has moved to another device",
+            ));
+        }
+        // SAFETY: the anchor is bound to this context, and the library keeps it open for its identifiers.
+        let attr = unsafe { query_device(lib, context.as_ptr()) }?;
+        // SAFETY: as above.
+        let port = unsafe { query_port(lib, context.as_ptr(), id.port().max(1)) }?;
+        // SAFETY: as above; an open context has its device.
+        let (name, transport) = unsafe {
+            let device = context.as_ref().device;
+            (name(device), (*device).transport_type)
+        };
+        Ok(Self {
+            context,
+            lib,
+            name,
+            abilities: Abilities::of(transport, &attr),
+            port,
+            removed: AtomicBool::new(false),
+            shared: Mutex::default(),
+            _anchor: anchor,
+        })
+    }
+
+    /// The device has gone; what is left of it is only taken apart.
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn context(&self) -> NonNull<verbs::Context> {
+        self.context
+    }
+
+    pub(crate) fn lib(&self) -> &'static Lib {
+        self.lib
+    }
+
+    /// A protection domain for a new connection.
+    pub(crate) fn domain(self: &Arc<Self>, kind: DomainKind) -> io::Result<Arc<Domain>> {
+        if kind == DomainKind::Own {
+            return Domain::new(self).map(Arc::new);
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(domain) = shared.upgrade() {
+            return Ok(domain);
+        }
+        let domain = Arc::new(Domain::new(self)?);
+        *shared = Arc::downgrade(&domain);
+        Ok(domain)
+    }
+}
+
+/// Who has a protection domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DomainKind {
+    /// All connections of the device, as what they expose is tied to their queue pair.
+    Shared,
+    /// One connection: any queue pair of a domain may use a registration's tag, and no other connection's peer must.
+    Own,
+}
+
+/// A protection domain.
+pub(crate) struct Domain {
+    raw: NonNull<verbs::Pd>,
+    device: Arc<Device>,
+    /// No connection uses it any more.
+    closed: AtomicBool,
+}
+
+// SAFETY: verbs may be called from any thread and lock for themselves, and the pointer is only passed to them.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
+
+impl Domain {
+    fn new(device: &Arc<Device>) -> io::Result<Self> {
+        // SAFETY: the device is open as long as `device` lives.
+        let raw = unsafe { (device.lib.alloc_pd)(device.context.as_ptr()) };
+        let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { raw, device: Arc::clone(device), closed: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub(super) fn raw(&self) -> NonNull<verbs::Pd> {
+        self.raw
+    }
+
+    /// The connection that had the domain for itself is over: registrations of blocks may go.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new`, freed once; everything made in it holds it.
+        let answer = unsafe { (self.device.lib.dealloc_pd)(self.raw.as_ptr()) };
+        if let Err(error) = check_number(answer) {
+            tracing::debug!(%error, "a protection domain could not be freed");
+        }
+    }
+}
+
+/// Who may do what with registered memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rights {
+    /// The device on our behalf, and what windows open.
+    Local { windows: bool },
+    /// The peer may read.
+    RemoteRead,
+    /// The peer may write.
+    RemoteWrite,
+}
+
+impl Rights {
+    fn flags(self) -> c_int {
+        match self {
+            Self::Local { windows: false } => access::LOCAL_WRITE,
+            Self::Local { windows: true } => access::LOCAL_WRITE | access::MW_BIND,
+            Self::RemoteRead => access::REMOTE_READ,
+            Self::RemoteWrite => access::LOCAL_WRITE | access::REMOTE_WRITE,
+        }
+    }
+}
+
+/// Memory that the device may reach.
+pub(crate) struct Mr {
+    raw: NonNull<verbs::Mr>,
+    domain: Arc<Domain>,
+    pub(crate) lkey: u32,
+    pub(crate) rkey: u32,
+}
+
+// SAFETY: as for `Domain`.
+unsafe impl Send for Mr {}
+// SAFETY: as for `Domain`.
+unsafe impl Sync for Mr {}
+
+/// Names a registration in a work request.
+#[derive(Clone, Copy)]
+pub(crate) struct MrHandle(pub(super) NonNull<verbs::Mr>);
+
+// SAFETY: a name; only posting, which is unsafe, looks behind it.
+unsafe impl Send for MrHandle {}
+
+impl Mr {
+    /// Registers `len` bytes from `at`.
+    ///
+    /// # Safety
+    /// The bytes are one allocation, which outlives the registration; and while `rights` let the peer write, or work with
+    /// the registration is posted, nobody has references into them.
+    unsafe fn register(domain: &Arc<Domain>, at: *const u8, len: usize, rights: Rights) -> io::Result<Self> {
+        let lib = domain.device.lib;
+        // SAFETY: the domain is valid; about the bytes, see above.
+        let raw = unsafe { (lib.reg_mr)(domain.raw.as_ptr(), at.cast_mut().cast(), len, rights.flags()) };
+        let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: a registration that the library just made.
+        let (lkey, rkey) = unsafe { (raw.as_ref().lkey, raw.as_ref().rkey) };
+        Ok(Self { raw, domain: Arc::clone(domain), lkey, rkey })
+    }
+
+    /// Registers the first bytes of a region for the peer.
+    ///
+    /// # Safety
+    /// The region is kept, and not looked at, until the registration is dropped.
+    pub(crate) unsafe fn of_region(
+        domain: &Arc<Domain>,
+        region: &Region,
+        at: usize,
+        len: usize,
+        rights: Rights,
+    ) -> io::Result<Self> {
+        let bytes = region.get(at..at.saturating_add(len)).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the region keeps its block alive; the rest is the caller's promise.
+        unsafe { Self::register(domain, bytes.as_ptr(), len, rights) }
+    }
+}
+
+impl Drop for Mr {
+    fn drop(&mut self) {
+        // SAFETY: registered once, given back once. The device refuses as long as windows are bound to it, and those are
+        // gone by then.
+        let answer = unsafe { (self.domain.device.lib.dereg_mr)(self.raw.as_ptr()) };
+        if let Err(error) = check_number(answer) {
+            tracing::warn!(%error, "memory could not be taken back from the device");
+        }
+    }
+}
+
+/// The registration of the block behind a region, for the device on our behalf and for windows. It is kept with the block.
+pub(crate) struct BlockMr(Mr);
+
+impl Registration for BlockMr {
+    fn is_stale(&self) -> bool {
+        self.0.domain.closed.load(Ordering::Relaxed)
+    }
+}
+
+impl BlockMr {
+    /// The local key and the name of the registration of a region's block, which is made if there is none.
+    ///
+    /// # Errors
+    /// If the device or the kernel does not take the memory.
+    pub(crate) fn of(domain: &Arc<Domain>, region: &Region) -> io::Result<(u32, MrHandle)> {
+        let rights = Rights::Local { windows: domain.device.abilities.windows };
+        region.registration(
+            |mr: &Self| Arc::ptr_eq(&mr.0.domain, domain),
+            |at, len| {
+                // SAFETY: the block keeps its registrations and drops them before its memory. They let nobody do anything
+                // by themselves: work that uses them is posted by those who own the region.
+                unsafe { Mr::register(domain, at, len, rights) }.map(Self)
+            },
+            |mr| (mr.0.lkey, MrHandle(mr.0.raw)),
+        )
+    }
+}
+
+/// A type 2 memory window: opens a part of registered memory to the peer of one queue pair, until either side has it
+/// invalidated.
+pub(crate) struct Window {
+    raw: NonNull<verbs::Mw>,
+    domain: Arc<Domain>,
+    /// The tag of the last binding, or of none yet.
+    rkey: u32,
+}
+
+// SAFETY: as for `Domain`.
+unsafe impl Send for Window {}
+
+/// Names a window in a work request.
+#[derive(Clone, Copy)]
+pub(crate) struct MwHandle(pub(super) NonNull<verbs::Mw>);
+
+// SAFETY: a name; only posting, which is unsafe, looks behind it.
+unsafe impl Send for MwHandle {}
+
+impl Window {
+    pub(crate) fn new(domain: &Arc<Domain>) -> io::Result<Self> {
+        // SAFETY: the device is open as long as its domain lives.
+        let alloc = unsafe { domain.device.context.as_ref() }.ops.alloc_mw;
+        let alloc = alloc.ok_or(io::ErrorKind::Unsupported)?;
+        // SAFETY: the domain is valid.
+        let raw = unsafe { alloc(domain.raw.as_ptr(), verbs::MW_TYPE_2) };
+        let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: a window that the library just made.
+        let rkey = unsafe { raw.as_ref() }.rkey;
+        Ok(Self { raw, domain: Arc::clone(domain), rkey })
+    }
+
+    pub(crate) fn handle(&self) -> MwHandle {
+        MwHandle(self.raw)
+    }
+
+    /// The tag for the next binding. The lowest byte counts, so that a tag comes back only after 255 others.
+    pub(crate) fn next_tag(&mut self) -> u32 {
+        let counted = (self.rkey as u8).wrapping_add(1);
+        (self.rkey & !0xff) | u32::from(counted)
+    }
+
+    /// Says that the window was bound under a tag, which drivers want to know when it is bound again.
+    pub(crate) fn bound(&mut self, tag: u32) {
+        self.rkey = tag;
+        // SAFETY: the window is valid and owned; drivers read this field only when work with the window is posted.
+        unsafe { self.raw.as_mut() }.rkey = tag;
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`.
+        let dealloc = unsafe { self.domain.device.context.as_ref() }.ops.dealloc_mw;
+        let Some(dealloc) = dealloc else { return };
+        // SAFETY: allocated once, freed once.
+        if let Err(error) = check_number(unsafe { dealloc(self.raw.as_ptr()) }) {
+            tracing::warn!(%error, "a memory window could not be freed");
+        }
+    }
+}
