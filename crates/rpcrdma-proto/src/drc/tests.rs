@@ -99,6 +99,29 @@ fn slots_are_used_again() {
 }
 
 #[test]
+fn small_buffers_are_kept_for_small_replies_and_not_too_many() {
+    let mut c = cache(200, 1 << 20);
+    assert!(c.is_empty());
+    let tickets: Vec<_> = (0..SPARES as u32 + 2).map(|xid| begin_new(&mut c, xid, at(0))).collect();
+    assert!(!c.is_empty());
+    tickets.into_iter().for_each(|t| c.finish(t, b"small", at(0)));
+    c.expire(at(1000));
+    assert_eq!(c.spares.len(), SPARES);
+    put(&mut c, 1, &[0; UNIT + 1], at(1000));
+    assert_eq!(c.spares.len(), SPARES, "a larger Reply has a buffer of its own");
+    put(&mut c, 2, &[0; UNIT], at(1000));
+    assert_eq!(c.spares.len(), SPARES - 1);
+}
+
+#[test]
+fn keys_are_spread_over_the_buckets() {
+    let c = cache(64, 4096);
+    let mut hit = [false; 64];
+    (0..1000).for_each(|xid| hit[c.bucket(&key(&c, xid))] = true);
+    assert!(hit.iter().all(|h| *h), "{hit:?}");
+}
+
+#[test]
 fn tickets_may_be_dropped_by_other_threads() {
     fn send<T: Send>(_: &T) {}
     let mut c = cache(4, 4096);

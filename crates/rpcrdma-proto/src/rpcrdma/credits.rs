@@ -233,6 +233,8 @@ impl Promises {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString as _;
+
     use super::*;
 
     fn account(requested: u32, posted: u32) -> Account {
@@ -250,6 +252,19 @@ mod tests {
         a.retire(32);
         let sent = core::iter::from_fn(|| a.permit().map(Permit::spend)).count();
         assert_eq!(sent, 32);
+    }
+
+    #[test]
+    fn what_is_asked_for_and_granted_can_be_seen() {
+        let mut a = account(64, 2);
+        assert_eq!((a.requested(), a.granted()), (64, None));
+        let permit = a.permit().unwrap();
+        assert_eq!(permit.requested(), 64);
+        permit.spend();
+        a.receive_consumed();
+        a.retire(7);
+        assert_eq!((a.requested(), a.granted()), (64, Some(7)));
+        assert_eq!(Account::new(0).requested(), 1);
     }
 
     #[test]
@@ -320,10 +335,14 @@ mod tests {
     #[test]
     fn no_reply_leaves_without_a_receive_for_the_next_call() {
         let mut p = Promises::new(64);
+        assert!(!p.covered(), "one Call is promised from the start");
         p.receive_posted();
+        assert!(p.covered());
         p.receive_consumed();
         p.hold();
+        assert_eq!(p.held(), 1);
         assert_eq!(p.answer(), Err(NoReceive));
+        assert!(NoReceive.to_string().contains("Receives"));
         p.receive_posted();
         assert_eq!(p.answer(), Ok(1));
     }

@@ -1,6 +1,6 @@
 //! The Requester against hand-made Replies.
 
-use alloc::{vec, vec::Vec};
+use alloc::{string::ToString as _, vec, vec::Vec};
 
 use super::*;
 
@@ -151,4 +151,39 @@ fn what_is_lost_comes_back_in_the_order_of_sending() {
     }
     r.receive(&reply(5, 8, ChunkLists::default()), None);
     assert_eq!(r.lost(), [4, 3, 2]);
+}
+
+#[test]
+fn the_longest_wait_and_the_latest_answer_are_known() {
+    let mut r = requester(8);
+    assert_eq!((r.oldest(), r.latest_answered()), (None, None));
+    let at = |secs| Duration::from_secs(secs);
+    let mut out = [0; 256];
+    let mut send = |r: &mut Requester, xid: u32| {
+        let permit = r.permit().expect("a permit");
+        permit.send(Xid(xid), 0, CallChunks::default(), at(xid.into()), &mut out).unwrap();
+    };
+    send(&mut r, 1);
+    assert_eq!((r.oldest(), r.latest_answered()), (Some(at(1)), None));
+    r.receive(&reply(1, 8, ChunkLists::default()), None);
+    assert_eq!((r.oldest(), r.latest_answered()), (None, Some(at(1))));
+    (2..=4).for_each(|xid| send(&mut r, xid));
+    r.receive(&reply(4, 8, ChunkLists::default()), None);
+    r.receive(&reply(3, 8, ChunkLists::default()), None);
+    assert_eq!((r.oldest(), r.latest_answered()), (Some(at(2)), Some(at(4))), "the latest one stays so");
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    for (error, word) in [
+        (SendError::ForeignMemory, "another connection"),
+        (SendError::XidInUse(Xid(0x1234)), "1234"),
+        (SendError::NoRoom, "does not fit"),
+    ] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    let rule = PeerMisbehaved::ForeignInvalidation { stag: 6 };
+    assert_eq!(CallFault::Misbehaved(rule).to_string(), rule.to_string());
+    assert_eq!(CallFault::Error(RdmaError::Chunk).to_string(), RdmaError::Chunk.to_string());
+    assert!(!rule.to_string().is_empty());
 }

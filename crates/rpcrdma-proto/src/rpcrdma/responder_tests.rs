@@ -58,6 +58,25 @@ fn a_result_goes_to_its_write_chunk_and_one_handle_is_invalidated() {
 }
 
 #[test]
+fn the_message_of_a_long_call_is_held_against_its_header() {
+    let mut r = responder(5);
+    let c = held(&mut r, &call(7, ChunkLists::default()));
+    assert_eq!(c.check(&[0, 0, 0, 7, 0, 0, 0, 0]), Ok(()));
+    assert!(c.check(&[0, 0, 0, 8, 0, 0, 0, 0]).is_err());
+}
+
+#[test]
+fn a_changed_grant_is_what_later_replies_carry() {
+    let mut r = responder(5);
+    let c = held(&mut r, &call(7, ChunkLists::default()));
+    assert_eq!(r.receives_wanted(), 1, "4 and 2 to spare; 4 are posted, and 1 is in hand");
+    assert_eq!(r.receives_wanted_to_answer(), 2);
+    r.set_grant(2);
+    assert_eq!(r.receives_wanted_to_answer(), 0);
+    assert_eq!(r.reply(c, 100, None).unwrap().header.credit, Credits(2));
+}
+
+#[test]
 fn without_mutual_consent_nothing_is_invalidated() {
     let mut r = Responder::new(4, 1024, false, Limits::default());
     (0..5).for_each(|_| r.receive_posted());
@@ -72,6 +91,10 @@ fn a_long_reply_goes_to_the_reply_chunk() {
     let mut r = responder(5);
     let lists = ChunkLists { reply: Some(chunk(9, 5000)), ..ChunkLists::default() };
     let c = held(&mut r, &call(7, lists));
+    assert_eq!(r.long_reply(&c, 3000, None), 3000, "to be gathered first");
+    assert_eq!(r.long_reply(&c, 100, None), 0, "inline");
+    assert_eq!(r.long_reply(&c, 3000, Some(1001)), 4004, "with the item and its pad");
+    assert_eq!(r.long_reply(&c, 6000, None), 0, "no room");
     let plan = r.reply(c, 3000, None).unwrap();
     assert_eq!(plan.reply_chunk(), Some(&chunk(9, 3000)));
     assert!(matches!(plan.header.body, Body::Nomsg(_)));
