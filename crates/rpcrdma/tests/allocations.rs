@@ -73,8 +73,7 @@ async fn allocations<F: Future<Output = ()>>(rounds: u64, mut operation: impl Fn
     best
 }
 
-/// `names`: whether looking names up has to be free of allocations too.
-async fn measure(mount: &Mount, file: Handle, names: bool) {
+async fn measure(mount: &Mount, file: Handle) {
     let rounds = 100;
     assert_eq!(allocations(rounds, || async { mount.null().await.unwrap() }).await, 0, "NULL");
     assert_eq!(
@@ -85,12 +84,10 @@ async fn measure(mount: &Mount, file: Handle, names: bool) {
         0,
         "GETATTR"
     );
-    if names {
-        let lookup = || async {
-            let _ = mount.lookup(mount.root(), b"file").await.unwrap();
-        };
-        assert_eq!(allocations(rounds, lookup).await, 0, "LOOKUP");
-    }
+    let lookup = || async {
+        let _ = mount.lookup(mount.root(), b"file").await.unwrap();
+    };
+    assert_eq!(allocations(rounds, lookup).await, 0, "LOOKUP");
     let access = || async {
         let _ = mount.access(file, AccessMask::ALL).await.unwrap();
     };
@@ -114,7 +111,7 @@ async fn measure(mount: &Mount, file: Handle, names: bool) {
     }
 }
 
-async fn run(exports: Exports, name: &str, names: bool) {
+async fn run(exports: Exports, name: &str) {
     // A small duplicate request cache is full soon, and then uses its memory again.
     let cache = drc::Limits { max_entries: 64, ..drc::Limits::default() };
     let mut server = Server::new(Arc::new(RpcService::with_cache(exports, cache)), ServerConfig::default());
@@ -130,13 +127,13 @@ async fn run(exports: Exports, name: &str, names: bool) {
     let file = mount.create(mount.root(), b"file", how).await.unwrap().object.unwrap();
     let (done, _) = mount.write(file, 0, 1 << 20, Region::alloc(1 << 20), Stable::Unstable).await;
     done.unwrap();
-    measure(&mount, file, names).await;
+    measure(&mount, file).await;
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target: Target = format!("nfs://{}{name}", listener.local_addr().unwrap()).parse().unwrap();
     server.listen_tcp(listener);
     let mount = Mount::new(&Transport::Tcp, &target, config).await.unwrap();
-    measure(&mount, file, names).await;
+    measure(&mount, file).await;
 }
 
 fn rules() -> ExportRules {
@@ -148,7 +145,7 @@ async fn no_allocation_per_call() {
     let memory = MemoryExport::new(HandleKey::random().unwrap(), MemoryOptions::default());
     let mut exports = Exports::new();
     exports.add("/mem", Arc::new(memory), rules()).unwrap();
-    run(exports, "/mem", true).await;
+    run(exports, "/mem").await;
 
     let dir = tempfile::tempdir().unwrap();
     let name = dir.path().to_str().unwrap().to_owned();
@@ -156,5 +153,5 @@ async fn no_allocation_per_call() {
         LocalExport::open(dir.path(), &HandleKey::random().unwrap(), LocalOptions::default()).unwrap();
     let mut exports = Exports::new();
     exports.add(&name, Arc::new(local), rules()).unwrap();
-    run(exports, &name, false).await;
+    run(exports, &name).await;
 }

@@ -140,7 +140,15 @@ impl LocalExport {
     pub(super) fn object_of(&self, fd: OwnedFd) -> Result<(Arc<Object>, Attributes), Errno> {
         let id = id_of(self.naming, fd.as_fd())?;
         let attrs = self.stat(fd.as_fd())?;
-        Ok((self.new_object(id, attrs.file_type, Arc::new(fd)), attrs))
+        let kept = locked(&self.objects).get(&id).map(|object| object.clone());
+        let object = match kept {
+            Some(object) if object.kind == attrs.file_type => {
+                object.contained.store(self.now(), Ordering::Relaxed);
+                object
+            }
+            _ => self.new_object(id, attrs.file_type, Arc::new(fd)),
+        };
+        Ok((object, attrs))
     }
 
     pub(super) fn new_object(&self, id: ObjectId, kind: FileType, fd: Arc<OwnedFd>) -> Arc<Object> {
