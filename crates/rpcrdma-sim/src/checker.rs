@@ -47,7 +47,7 @@ pub struct Account {
     /// The client's node.
     node: Option<IpAddr>,
     /// Whether client and server are ours.
-    ours: [bool; 2],
+    pub ours: [bool; 2],
     /// Something broke it.
     faulted: bool,
     /// It is closed in good order.
@@ -58,6 +58,14 @@ pub struct Account {
     gone: [bool; 2],
     /// Regions exposed by the client.
     pub exposed: usize,
+}
+
+impl Account {
+    /// Calls that may be outstanding.
+    #[must_use]
+    pub fn window(&self) -> usize {
+        self.granted.map_or(1, |g| g.clamp(1, self.requested.max(1))) as usize
+    }
 }
 
 /// See the module's head.
@@ -224,7 +232,7 @@ impl Checker {
         account.outstanding.insert(xid);
         account.awaited.insert(xid);
         let outstanding = account.outstanding.len();
-        let window = account.granted.map_or(1, |g| g.clamp(1, account.requested.max(1))) as usize;
+        let window = account.window();
         let granted = account.granted;
         let requested = account.requested;
         if again {

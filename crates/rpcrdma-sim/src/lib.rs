@@ -16,9 +16,15 @@
 //! the first copy half way are tested with threads, in the crate `rpcrdma`. One world runs in one thread. Worlds share
 //! nothing, so many may run at a time.
 
+pub mod campaign;
 pub mod checker;
+pub mod coverage;
 pub mod odd;
 pub mod plan;
 pub mod record;
 pub mod rig;
+mod scribe;
+pub mod spec;
+pub mod svg;
+pub mod timeline;
 pub mod workload;

@@ -2,23 +2,46 @@
 
 use std::{
     collections::VecDeque,
-    fmt::Write as _,
     hash::{DefaultHasher, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rpcrdma::{
-    fabric::{
-        Completion, Op,
-        sim::{Event, EventKind, Observer, Side},
-    },
-    proto::rpcrdma::{Header, Limits},
+use rpcrdma::fabric::{
+    Completion,
+    sim::{Event, EventKind, Observer},
 };
 
-use crate::checker::Checker;
+use crate::{
+    checker::Checker,
+    coverage::Watcher,
+    scribe::Scribe,
+    timeline::{Entry, Mark, Timeline},
+};
 
-/// Events that are kept for the timeline, unless `RPCRDMA_SIM_KEEP` says otherwise.
-const KEPT: usize = 60;
+/// Events that a record keeps for its timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// None, which is fast.
+    Nothing,
+    /// The last so many.
+    Last(usize),
+}
+
+impl Keep {
+    /// What tests keep: 250, unless `RPCRDMA_SIM_KEEP` says otherwise.
+    #[must_use]
+    pub fn for_tests() -> Self {
+        let kept = std::env::var("RPCRDMA_SIM_KEEP").ok().and_then(|n| n.parse().ok());
+        Self::Last(kept.unwrap_or(250))
+    }
+
+    fn most(self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Last(n) => n,
+        }
+    }
+}
 
 /// The record of one run. Clones are the same one.
 #[derive(Clone)]
@@ -27,33 +50,31 @@ pub struct Log(Arc<Mutex<State>>);
 struct State {
     hash: DefaultHasher,
     events: u64,
-    last: VecDeque<String>,
-    kept: usize,
+    last: VecDeque<Entry>,
+    keep: Keep,
     /// Nothing is added to the timeline after a rule was broken, so that it shows what led there.
     frozen: bool,
     /// The run is over: what is dropped in its last moment comes in no order.
     over: bool,
     checker: Checker,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self::new()
-    }
+    watcher: Watcher,
+    scribe: Scribe,
 }
 
 impl Log {
     /// An empty record.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(keep: Keep) -> Self {
         Self(Arc::new(Mutex::new(State {
             hash: DefaultHasher::new(),
             events: 0,
             last: VecDeque::new(),
-            kept: std::env::var("RPCRDMA_SIM_KEEP").ok().and_then(|n| n.parse().ok()).unwrap_or(KEPT),
+            keep,
             frozen: false,
             over: false,
             checker: Checker::default(),
+            watcher: Watcher::default(),
+            scribe: Scribe::default(),
         })))
     }
 
@@ -64,6 +85,11 @@ impl Log {
     /// Looks at or changes the checker.
     pub fn checker<T>(&self, f: impl FnOnce(&mut Checker) -> T) -> T {
         f(&mut self.state().checker)
+    }
+
+    /// Looks at or changes the watcher of the tables.
+    pub fn watcher<T>(&self, f: impl FnOnce(&mut Watcher) -> T) -> T {
+        f(&mut self.state().watcher)
     }
 
     /// A number that two runs share only if the same things happened in them.
@@ -83,17 +109,10 @@ impl Log {
         self.state().events
     }
 
-    /// The last events, for people.
+    /// The last events, for people. It can be taken once.
     #[must_use]
-    pub fn timeline(&self) -> String {
-        let state = self.state();
-        let mut out = String::from(
-            "  step       ms conn  recvs  grant  out/await  held  what (c: client, s: server)\n",
-        );
-        for line in &state.last {
-            let _ = writeln!(out, "{line}");
-        }
-        out
+    pub fn take_timeline(&self) -> Timeline {
+        Timeline { entries: std::mem::take(&mut self.state().last).into() }
     }
 
     /// The observer that fills this record.
@@ -112,35 +131,25 @@ impl Observer for Log {
         }
         state.events += 1;
         state.checker.see(event);
+        let ours = state.checker.account(event.conn).map_or([false; 2], |a| a.ours);
+        state.watcher.see(event, ours);
         digest(&mut state.hash, event);
-        let noise = matches!(event.kind, EventKind::Handed(Completion::Flushed { op: Op::Recv, .. }));
-        if state.frozen || noise {
+        if state.frozen || state.keep == Keep::Nothing {
             return;
         }
-        if state.last.len() >= state.kept {
-            state.last.pop_front();
-        }
-        let account = state.checker.account(event.conn);
-        let numbers = account.map_or_else(String::new, |a| {
-            let granted = a.granted.map_or_else(|| "-".to_owned(), |g| g.to_string());
-            format!(
-                "{:>3}/{:<3} {granted:>5} {:>5}/{:<5} {:>4}",
-                a.posted[0],
-                a.posted[1],
-                a.outstanding.len(),
-                a.awaited.len(),
-                a.held.len()
-            )
+        let entry = state.scribe.entry(event, state.checker.account(event.conn));
+        let broken = state.checker.verdict().map(|why| Entry {
+            mark: Mark::Broken,
+            words: format!("BROKEN RULE: {why}"),
+            ..entry.clone()
         });
-        let side = if event.side == Side::Active { 'c' } else { 's' };
-        state.last.push_back(format!(
-            "{:>6} {:>8} {:>4} {numbers}   {side} {}",
-            event.step,
-            event.at.as_millis(),
-            event.conn,
-            words(event)
-        ));
-        state.frozen = state.checker.verdict().is_some();
+        state.frozen = broken.is_some();
+        for entry in [Some(entry), broken].into_iter().flatten() {
+            if state.last.len() >= state.keep.most() {
+                state.last.pop_front();
+            }
+            state.last.push_back(entry);
+        }
     }
 }
 
@@ -170,48 +179,5 @@ fn digest(hash: &mut DefaultHasher, event: &Event<'_>) {
         EventKind::Reclaimed { stag, .. } | EventKind::Invalidating { stag } => hash.write_u32(stag.0),
         EventKind::Fault(_) => hash.write_u8(9),
         _ => hash.write_u8(7),
-    }
-}
-
-/// An event in words.
-fn words(event: &Event<'_>) -> String {
-    let message = |bytes: &[u8]| match Header::decode(bytes, &Limits::REPLY) {
-        Ok((h, _)) => {
-            format!("{} XID {} credit {} ({} bytes)", h.body.proc(), h.xid, h.credit.0, bytes.len())
-        }
-        Err(e) => format!("{e}"),
-    };
-    match &event.kind {
-        EventKind::Connect { to } => format!("{} connects to {to}", event.addr),
-        EventKind::Request => "connection request".to_owned(),
-        EventKind::Born { recvs } => format!("starts with {recvs} Receives"),
-        EventKind::NotMade => "the connection is not made".to_owned(),
-        EventKind::RecvPosted => "posts a Receive".to_owned(),
-        EventKind::SendPosted { bytes, invalidate } => {
-            let suffix = invalidate.map_or_else(String::new, |s| format!(", invalidates {s:?}"));
-            format!("posts {}{suffix}", message(bytes))
-        }
-        EventKind::Posted { op, len } => format!("posts a {op:?} of {len} bytes"),
-        EventKind::Exposed { stag, len, access, .. } => {
-            format!("exposes {len} bytes as {stag:?} for {access:?}")
-        }
-        EventKind::NotExposed => "cannot expose a region".to_owned(),
-        EventKind::Invalidating { stag } => format!("invalidates {stag:?}"),
-        EventKind::Reclaimed { stag, how } => format!("{stag:?} is closed ({how:?})"),
-        EventKind::Arrived { bytes } => format!("receives {}", message(bytes)),
-        EventKind::Placed { stag, len } => format!("{len} bytes are placed in {stag:?}"),
-        EventKind::Fetched { stag, len } => format!("{len} bytes are fetched from {stag:?}"),
-        EventKind::NoRecv => "A MESSAGE FINDS NO RECEIVE".to_owned(),
-        EventKind::Violation(what) => format!("VIOLATION: {what}"),
-        EventKind::Handed(c) => match c {
-            Completion::Received { buf, len, .. } => format!("is given {}", message(&buf[..*len])),
-            Completion::Done { op, .. } => format!("is told that a {op:?} is done"),
-            Completion::Flushed { op, .. } => format!("has a {op:?} flushed"),
-            Completion::Reclaimed { stag, .. } => format!("is given {stag:?} back"),
-        },
-        EventKind::Fault(fault) => format!("FAULT: {fault}"),
-        EventKind::Lost(lost) => format!("LOST: {lost}"),
-        EventKind::Shutdown(how) => format!("shuts down ({how:?})"),
-        EventKind::Dropped => "drops its end".to_owned(),
     }
 }

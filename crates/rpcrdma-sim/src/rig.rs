@@ -34,8 +34,10 @@ use rpcrdma::{
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::{
+    coverage::Coverage,
     plan::{Dice, Kinds},
-    record::Log,
+    record::{Keep, Log},
+    timeline::Timeline,
 };
 
 /// Where the server listens.
@@ -68,6 +70,10 @@ pub struct Scenario {
     pub plan: String,
     /// How long, in virtual time, a workload may take after the last fault.
     pub patience: Duration,
+    /// Events to keep for the timeline.
+    pub keep: Keep,
+    /// Arguments of `rpcrdma sim` that run this scenario, if there are any.
+    pub replay: Option<String>,
 }
 
 impl Scenario {
@@ -94,6 +100,8 @@ impl Scenario {
             faults: Box::new(NoFaults),
             plan: "nothing breaks".to_owned(),
             patience: Duration::from_secs(100),
+            keep: Keep::for_tests(),
+            replay: None,
         }
     }
 
@@ -189,7 +197,7 @@ impl World {
     #[must_use]
     pub fn serve(&self, at: SocketAddr) -> Server {
         let (config, at_once) = self.server.clone();
-        let patient = Patient { service: Arc::clone(&self.service), at_once };
+        let patient = Patient { service: Arc::clone(&self.service), at_once, log: self.log.clone() };
         let mut server = Server::new(Arc::new(patient), config);
         server.listen_rdma(Box::new(self.sim.listen(at)));
         server
@@ -305,8 +313,14 @@ pub struct Outcome {
     pub connections: u64,
     /// Calls sent, and how many of them again.
     pub calls: (u64, u64),
-    /// The last events.
-    pub timeline: String,
+    /// Events on the fabric.
+    pub events: u64,
+    /// The last of them.
+    pub timeline: Timeline,
+    /// Pairs of states and events that it reached.
+    pub coverage: Coverage,
+    /// Arguments of `rpcrdma sim` that run this again, if there are any.
+    pub replay: Option<String>,
 }
 
 impl Outcome {
@@ -330,6 +344,9 @@ impl fmt::Display for Outcome {
             "{} steps, {} faults, {} connections, {} Calls, {} of them again",
             self.steps, self.faults, self.connections, self.calls.0, self.calls.1
         )?;
+        if let Some(replay) = &self.replay {
+            writeln!(f, "again: rpcrdma sim {replay} --timeline")?;
+        }
         write!(f, "{}", self.timeline)
     }
 }
@@ -338,6 +355,7 @@ impl fmt::Display for Outcome {
 struct Patient {
     service: Arc<RpcService>,
     at_once: bool,
+    log: Log,
 }
 
 impl Service for Patient {
@@ -351,7 +369,9 @@ impl Service for Patient {
         if patience == Patience::Now && !self.at_once {
             return Served::WouldBlock;
         }
-        self.service.serve(call, Patience::Wait, pools, reply)
+        let served = self.service.serve(call, Patience::Wait, pools, reply);
+        self.log.watcher(|w| w.served(call.origin.peer, call.message, served));
+        served
     }
 }
 
@@ -446,9 +466,19 @@ where
         .start_paused(true)
         .build()
         .expect("a runtime without I/O");
-    let Scenario { seed, profile, server: mut server_config, execution, client, faults, plan, patience } =
-        scenario;
-    let log = Log::new();
+    let Scenario {
+        seed,
+        profile,
+        server: mut server_config,
+        execution,
+        client,
+        faults,
+        plan,
+        patience,
+        keep,
+        replay,
+    } = scenario;
+    let log = Log::new(keep);
     let (verdict, census) = runtime.block_on(async {
         let epoch = Instant::now();
         let clock = Box::new(move || epoch.elapsed());
@@ -513,7 +543,10 @@ where
         faults: census.faults,
         connections: census.made,
         calls: log.checker(|c| c.calls),
-        timeline: log.timeline(),
+        events: log.events(),
+        timeline: log.take_timeline(),
+        coverage: log.watcher(|w| w.coverage().clone()),
+        replay,
     }
 }
 

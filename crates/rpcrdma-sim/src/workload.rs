@@ -24,12 +24,15 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// How a workload ends: with a sentence if something was not as it should be.
+pub type Result<T = (), E = String> = std::result::Result<T, E>;
+
 fn failed(what: &str, e: impl std::fmt::Display) -> String {
     format!("{what} failed: {e}")
 }
 
 /// Creates a file that must not be there.
-pub async fn create(w: &World, mount: &Mount, name: &str) -> Result<Handle, String> {
+pub async fn create(w: &World, mount: &Mount, name: &str) -> Result<Handle> {
     let how = CreateMode::Guarded(SetAttributes::default());
     let made = w.once(Proc::Create, mount.create(mount.root(), name.as_bytes(), how)).await;
     made.map_err(|e| failed(&format!("CREATE {name}"), e))?
@@ -38,7 +41,7 @@ pub async fn create(w: &World, mount: &Mount, name: &str) -> Result<Handle, Stri
 }
 
 /// Writes all of `data`.
-pub async fn write(w: &World, mount: &Mount, file: Handle, offset: u64, data: &[u8]) -> Result<(), String> {
+pub async fn write(w: &World, mount: &Mount, file: Handle, offset: u64, data: &[u8]) -> Result {
     let region = Region::from(data);
     let (done, region) =
         w.operation(mount.write(file, offset, data.len() as u32, region, Stable::FileSync)).await;
@@ -50,7 +53,7 @@ pub async fn write(w: &World, mount: &Mount, file: Handle, offset: u64, data: &[
 }
 
 /// Reads, and compares with what should be there up to the end of the file.
-pub async fn read(w: &World, mount: &Mount, file: Handle, offset: u64, wanted: &[u8]) -> Result<(), String> {
+pub async fn read(w: &World, mount: &Mount, file: Handle, offset: u64, wanted: &[u8]) -> Result {
     // Some room to spare, which must stay as it is.
     let mut room = Region::alloc(wanted.len() + 100);
     let mut have = 0;
@@ -89,7 +92,7 @@ pub async fn read(w: &World, mount: &Mount, file: Handle, offset: u64, wanted: &
 }
 
 /// One file: created, written, read, renamed, removed.
-pub async fn tiny(w: Arc<World>) -> Result<(), String> {
+pub async fn tiny(w: Arc<World>) -> Result {
     let mount = w.mount(client(1)).await;
     let file = create(&w, &mount, "a").await?;
     let data = pattern(w.seed, 5000);
@@ -102,15 +105,31 @@ pub async fn tiny(w: Arc<World>) -> Result<(), String> {
 }
 
 /// The shortest workload with everything that can go wrong: a guarded CREATE and its REMOVE.
-pub async fn minute(w: Arc<World>) -> Result<(), String> {
+pub async fn minute(w: Arc<World>) -> Result {
     let mount = w.mount(client(1)).await;
     create(&w, &mount, "a").await?;
     w.once(Proc::Remove, mount.remove(mount.root(), b"a")).await.map_err(|e| failed("REMOVE", e))?;
     Ok(())
 }
 
+/// Twelve callers with four GETATTRs each: as many Calls at one time as the window lets through.
+pub async fn burst(w: Arc<World>) -> Result {
+    let mount = w.mount(client(1)).await;
+    let mut tasks = JoinSet::new();
+    for _ in 0..12 {
+        let (w, mount) = (Arc::clone(&w), mount.clone());
+        tasks.spawn(async move {
+            for _ in 0..4 {
+                w.operation(mount.getattr(mount.root())).await.map_err(|e| failed("GETATTR", e))?;
+            }
+            Ok(())
+        });
+    }
+    join(&mut tasks).await
+}
+
 /// Several Calls of each shape at one time.
-pub async fn shapes(w: Arc<World>) -> Result<(), String> {
+pub async fn shapes(w: Arc<World>) -> Result {
     let mount = w.mount(client(1)).await;
     let mut tasks = JoinSet::new();
     for nth in 0..3 {
@@ -120,7 +139,7 @@ pub async fn shapes(w: Arc<World>) -> Result<(), String> {
     join(&mut tasks).await
 }
 
-async fn shapes_once(w: &World, mount: &Mount, nth: u64) -> Result<(), String> {
+async fn shapes_once(w: &World, mount: &Mount, nth: u64) -> Result {
     let root = mount.root();
     let name = format!("{}-{nth}", "n".repeat(100));
     let target = "t".repeat(1000);
@@ -145,7 +164,7 @@ async fn shapes_once(w: &World, mount: &Mount, nth: u64) -> Result<(), String> {
 }
 
 /// Several workers on one or two clients, with operations and sizes by the dice.
-pub async fn mixed(w: Arc<World>) -> Result<(), String> {
+pub async fn mixed(w: Arc<World>) -> Result {
     let mut rng = SmallRng::seed_from_u64(w.seed ^ 0x3013);
     let clients = rng.random_range(1..=2u8);
     let mut tasks = JoinSet::new();
@@ -191,7 +210,7 @@ pub async fn mixed(w: Arc<World>) -> Result<(), String> {
 }
 
 /// Rounds of operations by several workers on one mount.
-pub async fn rounds(w: &Arc<World>, mount: &Mount, workers: u64, rounds: u64) -> Result<(), String> {
+pub async fn rounds(w: &Arc<World>, mount: &Mount, workers: u64, rounds: u64) -> Result {
     let mut tasks = JoinSet::new();
     for worker in 0..workers {
         let (w, mount) = (Arc::clone(w), mount.clone());
@@ -207,7 +226,7 @@ pub async fn rounds(w: &Arc<World>, mount: &Mount, workers: u64, rounds: u64) ->
     join(&mut tasks).await
 }
 
-async fn one_round(w: &World, mount: &Mount, name: &str, rng: &mut SmallRng) -> Result<(), String> {
+async fn one_round(w: &World, mount: &Mount, name: &str, rng: &mut SmallRng) -> Result {
     let root = mount.root();
     let file = create(w, mount, name).await?;
     let sizes = [1, 100, 900, 1500, 4000, 5000, 20_000, 70_000];
@@ -252,7 +271,7 @@ async fn one_round(w: &World, mount: &Mount, name: &str, rng: &mut SmallRng) -> 
 
 /// A client that sends messages that make no sense, but never more than it has credits for: its Calls in between are
 /// answered, unless something breaks its connection.
-async fn nonsense(w: &World, mut rng: SmallRng) -> Result<(), String> {
+async fn nonsense(w: &World, mut rng: SmallRng) -> Result {
     let node = client(66);
     w.log.checker(|c| c.odd(node));
     for _ in 0..3 {
@@ -267,7 +286,7 @@ async fn nonsense(w: &World, mut rng: SmallRng) -> Result<(), String> {
     Ok(())
 }
 
-async fn nonsense_once(w: &World, node: IpAddr, rng: &mut SmallRng) -> Result<(), String> {
+async fn nonsense_once(w: &World, node: IpAddr, rng: &mut SmallRng) -> Result {
     let mut raw = Raw::connect(&w.sim, node, SERVER, 8).await?;
     let header = |body| Header::new(Xid(0), Credits(1), body);
     for xid in 0..20 {
@@ -287,7 +306,7 @@ async fn nonsense_once(w: &World, node: IpAddr, rng: &mut SmallRng) -> Result<()
 }
 
 /// Waits for all tasks; the first failure is the result.
-pub async fn join(tasks: &mut JoinSet<Result<(), String>>) -> Result<(), String> {
+pub async fn join(tasks: &mut JoinSet<Result>) -> Result {
     while let Some(done) = tasks.join_next().await {
         done.map_err(|e| format!("a worker died: {e}"))??;
     }

@@ -4,6 +4,7 @@
 
 use std::{
     future::Future,
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,11 +17,12 @@ use rpcrdma::{
     error::Error,
     fabric::{
         Region,
-        sim::{Fault, Faults, Side, Step, What, When},
+        sim::{Fault, Faults, Step, What, When},
     },
     nfs::v3::{CreateMode, Proc, SetAttributes},
 };
 use rpcrdma_sim::{
+    plan::Cuts,
     rig::{ODD_SERVER, SERVER, Scenario, World, client, run},
     workload,
 };
@@ -28,17 +30,6 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-
-/// Resets the connection every so many steps.
-struct Every(u64);
-
-impl Faults for Every {
-    fn at(&mut self, step: &Step) -> Option<Fault> {
-        let first = if (step.number / self.0).is_multiple_of(2) { Side::Active } else { Side::Passive };
-        let what = What::Reset { first, drop: step.number.is_multiple_of(3) };
-        step.number.is_multiple_of(self.0).then_some(Fault { when: When::Before, what })
-    }
-}
 
 /// Bytes of memory that this process has in use.
 fn resident() -> u64 {
@@ -50,8 +41,9 @@ fn resident() -> u64 {
 fn ten_thousand_reconnects_leave_nothing_behind() {
     let mut scenario = Scenario::quiet(1);
     scenario.patience = Duration::from_secs(1_000_000);
-    scenario.faults = Box::new(Every(37));
-    "a reset every 37 steps".clone_into(&mut scenario.plan);
+    let cuts = Cuts::every(NonZeroU64::new(37).unwrap());
+    scenario.plan = cuts.in_words();
+    scenario.faults = Box::new(cuts);
     let outcome = run(scenario, async |w: Arc<World>| {
         let mount = w.mount(client(1)).await;
         let metrics = Arc::clone(mount.metrics());

@@ -12,6 +12,7 @@ mod mkdir;
 mod ping;
 mod rm;
 mod serve;
+mod sim;
 mod stat;
 
 use std::{future::Future, process::ExitCode};
@@ -74,6 +75,7 @@ enum Command {
     Ping(ping::Ping),
     Demo(demo::Demo),
     Bench(bench::Bench),
+    Sim(sim::Sim),
     Completions(generate::Completions),
     Man(generate::Man),
 }
@@ -92,6 +94,7 @@ impl Command {
             Self::Ping(_) => "ping",
             Self::Demo(_) => "demo",
             Self::Bench(_) => "bench",
+            Self::Sim(_) => "sim",
             Self::Completions(_) => "completions",
             Self::Man(_) => "man",
         }
@@ -110,6 +113,7 @@ impl Command {
             Self::Ping(c) => block_on(c.run()),
             Self::Demo(c) => c.run(),
             Self::Bench(c) => c.run(),
+            Self::Sim(c) => c.run(),
             Self::Completions(c) => c.run(),
             Self::Man(c) => c.run(),
         }

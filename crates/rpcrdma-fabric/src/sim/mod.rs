@@ -48,7 +48,7 @@ use std::{
 pub use end::View;
 pub use setup::{SimConnector, SimListener};
 
-use crate::{Access, Completion, Lost, Op, QpLimits, Shutdown, Stag};
+use crate::{Access, Completion, Lost, Op, QpLimits, RemoteSegment, Shutdown, Stag, WorkId};
 use world::World;
 
 /// Names a connection in its world; the first is 1.
@@ -310,10 +310,14 @@ pub enum EventKind<'a> {
     },
     /// The connection was not made.
     NotMade,
+    /// This end may use the connection now.
+    Made,
     /// A Receive has been posted.
     RecvPosted,
     /// A Send has been posted.
     SendPosted {
+        /// What its user calls it.
+        id: WorkId,
         /// The message.
         bytes: &'a [u8],
         /// What it asks to have invalidated.
@@ -325,6 +329,8 @@ pub enum EventKind<'a> {
         op: Op,
         /// Bytes.
         len: u64,
+        /// Where at the peer.
+        segments: &'a [RemoteSegment],
     },
     /// A region has been exposed.
     Exposed {

@@ -96,11 +96,13 @@ impl QueuePair for SimQueuePair {
             return Err(Rejected { why, item: work });
         }
         match &work {
-            Work::Send { buf, len, invalidate, .. } => {
+            Work::Send { id, buf, len, invalidate } => {
                 let bytes = buf.get(..*len).unwrap_or_default();
-                world.tell(conn, side, EventKind::SendPosted { bytes, invalidate: *invalidate });
+                world.tell(conn, side, EventKind::SendPosted { id: *id, bytes, invalidate: *invalidate });
             }
-            _ => world.tell(conn, side, EventKind::Posted { op, len }),
+            Work::Write { to: segments, .. } | Work::Read { from: segments, .. } => {
+                world.tell(conn, side, EventKind::Posted { op, len, segments });
+            }
         }
         if let Some(end) = world.end(conn, side) {
             end.queue.push_back(work);

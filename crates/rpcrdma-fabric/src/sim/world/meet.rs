@@ -153,6 +153,7 @@ impl World {
             if let Some(waker) = c.waiting[Side::Active.index()].take() {
                 waker.wake();
             }
+            self.tell(conn, Side::Active, EventKind::Made);
             let latency = self.draw(self.profile.latency.clone());
             self.schedule(self.now + latency, Due::Ready(conn));
         }
@@ -170,6 +171,7 @@ impl World {
             if let Some(waker) = c.waiting[Side::Passive.index()].take() {
                 waker.wake();
             }
+            self.tell(conn, Side::Passive, EventKind::Made);
         }
         self.finish(conn, after);
     }
