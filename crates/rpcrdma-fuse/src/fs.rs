@@ -1,0 +1,511 @@
+//! The kernel's requests, one function each: takes apart what was asked, and starts a task that answers.
+
+use std::{ffi::OsStr, future::Future, io, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use rpcrdma::nfs::v3::SetAttributes;
+
+use crate::{
+    attr,
+    dir::OpenDir,
+    names::{CreateFile, Make},
+    serve::{Fail, serve, unless_killed},
+    shared::{Shared, Shown},
+};
+
+/// Requests that the kernel makes on its own account, such as reading ahead, at one time.
+const BACKGROUND: u16 = 256;
+/// Bytes that the kernel reads ahead of a program at most.
+pub(crate) const READ_AHEAD: u32 = 8 << 20;
+const O_EXCL: i32 = 0o200;
+const O_TRUNC: i32 = 0o1000;
+
+/// A mount, as the kernel talks to it.
+pub(crate) struct Fs(pub(crate) Arc<Shared>);
+
+fn name_of(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
+}
+
+fn answer_entry(reply: ReplyEntry, shown: Shown) {
+    reply.entry_with_ttls(&shown.belief, &shown.name, &shown.attr, shown.generation);
+}
+
+fn answer_attr(reply: ReplyAttr, shown: Shown) {
+    reply.attr(&shown.belief, &shown.attr);
+}
+
+fn answer_ok(reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+fn answer_open(reply: ReplyOpen, (number, how): (u64, FopenFlags)) {
+    reply.opened(FileHandle(number), how);
+}
+
+impl Fs {
+    /// Starts a task.
+    fn go(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Its end is its answer.
+        drop(self.0.runtime.spawn(task));
+    }
+
+    fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, what: Make, reply: ReplyEntry) {
+        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
+        let work = async move { fs.make(&user, &*fs.inode(parent)?, &name, what).await };
+        self.go(serve(request.pid(), reply, work, answer_entry));
+    }
+}
+
+/// Why the kernel cannot have what belongs to this file number.
+const NO_FILE: Fail = Fail(Errno::EBADF);
+
+impl Filesystem for Fs {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // The server clears set-id bits when a file is written, cut or given away.
+            InitFlags::FUSE_HANDLE_KILLPRIV,
+        ];
+        for capability in wanted {
+            if let Err(missing) = config.add_capabilities(capability) {
+                tracing::debug!(?missing, "the kernel is too old for a capability");
+            }
+        }
+        // Both are within what fuser takes; if not, the nearest that it takes will do.
+        let _ = config.set_max_write(self.0.wsize.max(4096));
+        let _ = config.set_max_readahead(READ_AHEAD).or_else(|most| config.set_max_readahead(most));
+        let _ = config.set_max_background(BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
+        let no_name = self.0.no_name_time();
+        let work = async move { fs.lookup(&user, &*fs.inode(parent)?, &name).await };
+        self.go(serve(request.pid(), reply, work, move |reply, shown| match shown {
+            Some(shown) => answer_entry(reply, shown),
+            // Number 0 is how FUSE says, and remembers, that there is nothing.
+            None if no_name.is_zero() => reply.error(Errno::ENOENT),
+            None => answer_entry(reply, Shown::nothing(no_name)),
+        }));
+    }
+
+    fn forget(&self, _request: &Request, number: INodeNo, lookups: u64) {
+        self.0.inodes.forget(number.0, lookups);
+    }
+
+    fn getattr(&self, request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let fs = Arc::clone(&self.0);
+        let work = async move { fs.attributes(&fs.inode(number)?).await };
+        self.go(serve(request.pid(), reply, work, answer_attr));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
+        let mode = mode.map(|m| m & 0o7777);
+        let (atime, mtime) = (attr::set_time(atime), attr::set_time(mtime));
+        let set = SetAttributes { mode, uid, gid, size, atime, mtime };
+        let work = async move { fs.setattr(&user, &fs.inode(number)?, set).await };
+        self.go(serve(request.pid(), reply, work, answer_attr));
+    }
+
+    fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
+        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
+        let work = async move { Ok(user.mount.readlink(fs.inode(number)?.handle).await?) };
+        self.go(serve(request.pid(), reply, work, |reply, target: Vec<u8>| reply.data(&target)));
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        device: u32,
+        reply: ReplyEntry,
+    ) {
+        self.make(request, parent, name, Make::Node { mode, device }, reply);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.make(request, parent, name, Make::Directory { mode }, reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = name_of(target.as_os_str());
+        self.make(request, parent, name, Make::Symlink { target }, reply);
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
+        let work = async move { fs.unlink(&user, &fs.inode(parent)?, &name).await };
+        self.go(serve(request.pid(), reply, work, answer_ok));
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
+        let work = async move { fs.rmdir(&user, &*fs.inode(parent)?, &name).await };
+        self.go(serve(request.pid(), reply, work, answer_ok));
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if !flags.is_empty() {
+            // NFSv3 can neither exchange two names nor leave the second one alone.
+            return reply.error(Errno::EINVAL);
+        }
+        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
+        let (name, newname) = (name_of(name), name_of(newname));
+        let work = async move {
+            let (from, to) = (fs.inode(parent)?, fs.inode(newparent)?);
+            fs.rename(&user, (&from, &name), (&to, &newname)).await
+        };
+        self.go(serve(request.pid(), reply, work, answer_ok));
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(newname));
+        let work = async move {
+            let (inode, dir) = (fs.inode(number)?, fs.inode(newparent)?);
+            fs.link(&user, &inode, &dir, &name).await
+        };
+        self.go(serve(request.pid(), reply, work, answer_entry));
+    }
+
+    fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
+        let work = async move {
+            let inode = fs.inode(number)?;
+            fs.open(user, inode, flags.0).await
+        };
+        self.go(serve(request.pid(), reply, work, answer_open));
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
+        let how = CreateFile { mode, exclusive: flags & O_EXCL != 0, truncate: flags & O_TRUNC != 0 };
+        let work = async move {
+            let dir = fs.inode(parent)?;
+            let (inode, shown) = fs.create(&user, &dir, &name, how).await?;
+            let (number, how) = fs.opened(user, inode, flags, false);
+            Ok((shown, number, how))
+        };
+        self.go(serve(request.pid(), reply, work, |reply, (shown, number, how)| {
+            reply.created(&shown.belief, &shown.attr, shown.generation, FileHandle(number), how);
+        }));
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let fs = Arc::clone(&self.0);
+        let work = async move {
+            let file = fs.files.get(fh.0).ok_or(NO_FILE)?;
+            fs.read(&file, offset, size).await
+        };
+        self.go(serve(request.pid(), reply, work, |reply, (region, len)| {
+            // From where the network has placed it.
+            reply.data(region.get(..len).unwrap_or_default());
+        }));
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let Some(file) = self.0.files.get(fh.0) else { return reply.error(Errno::EBADF) };
+        if let Err(Fail(errno)) = self.0.heard(&file) {
+            return reply.error(errno);
+        }
+        let len = data.len() as u32;
+        let done = self.0.writer.accept(&file.inode, &file.user, offset, data);
+        if done == data.len() && !file.direct {
+            return reply.written(len);
+        }
+        let (fs, rest) = (Arc::clone(&self.0), data[done..].to_vec());
+        let work = async move {
+            fs.writer.write(&file.inode, &file.user, offset + done as u64, &rest).await;
+            if file.direct { fs.write_through(&file).await } else { Ok(()) }
+        };
+        self.go(serve(request.pid(), reply, work, move |reply, ()| reply.written(len)));
+    }
+
+    fn flush(&self, request: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let fs = Arc::clone(&self.0);
+        let work = async move { fs.flush(&*fs.files.get(fh.0).ok_or(NO_FILE)?).await };
+        self.go(serve(request.pid(), reply, work, answer_ok));
+    }
+
+    fn fsync(&self, request: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let fs = Arc::clone(&self.0);
+        let work = async move { fs.sync(&*fs.files.get(fh.0).ok_or(NO_FILE)?).await };
+        self.go(serve(request.pid(), reply, work, answer_ok));
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let fs = Arc::clone(&self.0);
+        // Nobody waits for it, so nobody can be killed meanwhile.
+        self.go(async move {
+            fs.release(fh.0).await;
+            reply.ok();
+        });
+    }
+
+    fn opendir(&self, request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let inode = match self.0.inode(number) {
+            Ok(inode) => inode,
+            Err(Fail(errno)) => return reply.error(errno),
+        };
+        let dir = OpenDir { inode, user: self.0.users.of(request), listing: tokio::sync::Mutex::default() };
+        reply.opened(FileHandle(self.0.dirs.add(Arc::new(dir))), FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let (fs, thread) = (Arc::clone(&self.0), request.pid());
+        self.go(async move {
+            let work = fs.list(fh.0, offset, false, |next, name, shown| {
+                reply.add(shown.attr.ino, next, shown.attr.kind, OsStr::from_bytes(name))
+            });
+            match unless_killed(thread, work).await {
+                Ok(()) => reply.ok(),
+                Err(Fail(errno)) => reply.error(errno),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let (fs, thread) = (Arc::clone(&self.0), request.pid());
+        self.go(async move {
+            let work = fs.list(fh.0, offset, true, |next, name, shown| {
+                let Shown { attr, generation, belief, .. } = shown;
+                reply.add(attr.ino, next, OsStr::from_bytes(name), belief, attr, *generation)
+            });
+            match unless_killed(thread, work).await {
+                Ok(()) => reply.ok(),
+                Err(Fail(errno)) => reply.error(errno),
+            }
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        drop(self.0.dirs.remove(fh.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        // NFSv3 answers changes of directories when they are durable.
+        reply.ok();
+    }
+
+    fn statfs(&self, request: &Request, _number: INodeNo, reply: ReplyStatfs) {
+        let fs = Arc::clone(&self.0);
+        let work = async move {
+            let mount = &fs.users.owner().mount;
+            Ok(mount.fsstat(mount.root()).await?)
+        };
+        self.go(serve(request.pid(), reply, work, |reply, stat| {
+            const BLOCK: u32 = 4096;
+            let blocks = |bytes: u64| bytes / u64::from(BLOCK);
+            let (total, free, available) = (stat.total_bytes, stat.free_bytes, stat.available_bytes);
+            let name_max = rpcrdma::nfs::v3::NAME_MAX as u32;
+            let (files, free_files) = (stat.total_files, stat.free_files);
+            reply.statfs(
+                blocks(total),
+                blocks(free),
+                blocks(available),
+                files,
+                free_files,
+                BLOCK,
+                name_max,
+                BLOCK,
+            );
+        }));
+    }
+
+    // NFSv3 has no extended attributes, and ACLs only in a protocol of their own. The kernel remembers that there is
+    // nothing, does not ask again, and tells programs EOPNOTSUPP, as it does of an NFSv3 mount of its own.
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _request: &Request, _number: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: fuser::AccessFlags, reply: ReplyEmpty) {
+        // The kernel has checked it.
+        reply.ok();
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: fuser::ReplyLseek,
+    ) {
+        // The kernel then takes every file for one without holes.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}

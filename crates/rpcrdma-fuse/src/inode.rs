@@ -1,0 +1,232 @@
+//! The objects that the kernel knows, and what is known of each.
+//!
+//! # Operation
+//! Every entry that is answered gives the kernel a reference to an [`Inode`], which it gives back with a FORGET; at none
+//! the object is dropped from the table. Requests name objects by their numbers (see [`crate::attr`]).
+//!
+//! Attributes are believed for a while that grows from the minimum to the maximum as long as they do not change. Data
+//! that the kernel has cached stays good as long as size, mtime and ctime are those that belong to it: what we change
+//! ourselves moves them along, and any other change makes the next open drop the cache.
+//!
+//! # Limits
+//! A server that gives a number to a new object gets a new generation of it, so that the kernel does not take one for
+//! the other.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    time::{Duration, Instant},
+};
+
+use rpcrdma::nfs::v3::{Attributes, FileType, Handle, WccAttr};
+
+use crate::{attr, options::CacheTime, user::User, write::WriteBack};
+
+/// An object of the server.
+pub(crate) struct Inode {
+    /// Its number towards the kernel.
+    pub(crate) number: u64,
+    pub(crate) generation: u64,
+    pub(crate) handle: Handle,
+    pub(crate) file_type: FileType,
+    /// The directory in which it was found first, for `..`.
+    pub(crate) parent: u64,
+    /// Open file descriptions.
+    pub(crate) opens: AtomicUsize,
+    known: Mutex<Known>,
+    /// Where it lives on after its name was removed while it was open.
+    hidden: Mutex<Option<Hidden>>,
+    pub(crate) writes: WriteBack,
+}
+
+/// The name of an object that was removed while it was open.
+pub(crate) struct Hidden {
+    pub(crate) dir: Arc<Inode>,
+    pub(crate) name: Vec<u8>,
+    pub(crate) user: Arc<User>,
+}
+
+/// What in the kernel's cache is still good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cached {
+    pub(crate) data: bool,
+    pub(crate) attributes: bool,
+}
+
+#[derive(Default)]
+struct Known {
+    /// What the kernel's cached data belongs to; `None`: to nothing.
+    data: Option<WccAttr>,
+    /// How often we have changed the object, so that attributes from before are not taken for somebody else's change.
+    changes: u64,
+    /// Since when the attributes have been the same.
+    since: Option<Instant>,
+    belief: Duration,
+    /// The last ctime seen.
+    seen: Option<WccAttr>,
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics between the writes of a guarded section.
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inode {
+    /// To be taken before a Call whose attributes will be handed to [`Inode::observe`].
+    pub(crate) fn mark(&self) -> u64 {
+        lock(&self.known).changes
+    }
+
+    /// Takes up attributes that the server has shown. `mark` is from before the Call; without it, nobody can be blamed
+    /// for a change. Returns how long they are to be believed, and whether the data in the kernel's cache was changed
+    /// by somebody else.
+    pub(crate) fn observe(
+        &self,
+        attributes: &Attributes,
+        mark: Option<u64>,
+        cache: CacheTime,
+    ) -> (Duration, bool) {
+        let mut known = lock(&self.known);
+        let now = Instant::now();
+        let wcc = attributes.wcc();
+        if known.seen != Some(wcc) {
+            known.seen = Some(wcc);
+            known.since = Some(now);
+            known.belief = cache.min;
+        } else if known.since.is_some_and(|t| now.duration_since(t) >= known.belief) {
+            known.since = Some(now);
+            known.belief = (known.belief * 2).min(cache.max).max(cache.min);
+        }
+        let foreign = mark == Some(known.changes) && known.data.is_some_and(|data| data != wcc);
+        if foreign {
+            known.data = None;
+        }
+        (known.belief.clamp(cache.min.min(cache.max), cache.max), foreign)
+    }
+
+    /// Takes up attributes behind a change of ours.
+    pub(crate) fn changed(&self, after: Option<&Attributes>) {
+        let mut known = lock(&self.known);
+        known.changes += 1;
+        let Some(after) = after else {
+            known.data = None;
+            return;
+        };
+        let wcc = after.wcc();
+        // Replies may overtake each other; the last change has the last ctime.
+        if known.data.is_some_and(|data| data.ctime <= wcc.ctime) {
+            known.data = Some(wcc);
+        }
+        known.seen = None;
+    }
+
+    /// A file with these attributes is opened; from now on what the kernel caches belongs to them.
+    pub(crate) fn opened(&self, attributes: &Attributes) -> Cached {
+        let mut known = lock(&self.known);
+        let wcc = attributes.wcc();
+        let data = known.data.replace(wcc) == Some(wcc);
+        Cached { data, attributes: known.seen.is_none_or(|seen| seen == wcc) }
+    }
+
+    /// Whether there is data in the kernel's cache of which nobody has said that it is not good.
+    pub(crate) fn has_cache(&self) -> bool {
+        lock(&self.known).data.is_some()
+    }
+
+    pub(crate) fn hide(&self, hidden: Hidden) {
+        *lock(&self.hidden) = Some(hidden);
+    }
+
+    pub(crate) fn take_hidden(&self) -> Option<Hidden> {
+        lock(&self.hidden).take()
+    }
+
+    pub(crate) fn is_hidden(&self) -> bool {
+        lock(&self.hidden).is_some()
+    }
+}
+
+/// An inode and the kernel's references to it.
+struct Slot {
+    inode: Arc<Inode>,
+    lookups: u64,
+}
+
+/// All objects that the kernel may name.
+pub(crate) struct Inodes {
+    fsid: u64,
+    table: Mutex<HashMap<u64, Slot>>,
+}
+
+impl Inodes {
+    /// A table with the mounted directory in it.
+    pub(crate) fn new(handle: Handle, attributes: &Attributes) -> Self {
+        let root = inode(attr::ROOT, 0, handle, attributes, attr::ROOT);
+        let table = HashMap::from([(attr::ROOT, Slot { inode: root, lookups: 1 })]);
+        Self { fsid: attributes.fsid, table: Mutex::new(table) }
+    }
+
+    /// The number by which the kernel knows, or would know, an object with these attributes.
+    pub(crate) fn number(&self, attributes: &Attributes) -> u64 {
+        attr::number(self.fsid, attributes)
+    }
+
+    /// The object that a request names.
+    pub(crate) fn get(&self, number: u64) -> Option<Arc<Inode>> {
+        lock(&self.table).get(&number).map(|slot| Arc::clone(&slot.inode))
+    }
+
+    /// An object that the kernel is about to be told of, with one more reference.
+    pub(crate) fn refer(&self, handle: Handle, attributes: &Attributes, parent: u64) -> Arc<Inode> {
+        let number = attr::number(self.fsid, attributes);
+        match lock(&self.table).entry(number) {
+            Entry::Vacant(vacant) => {
+                let inode = inode(number, 0, handle, attributes, parent);
+                vacant.insert(Slot { inode: Arc::clone(&inode), lookups: 1 });
+                inode
+            }
+            Entry::Occupied(mut known) => {
+                let slot = known.get_mut();
+                slot.lookups += 1;
+                if slot.inode.handle != handle || slot.inode.file_type != attributes.file_type {
+                    let generation = slot.inode.generation + 1;
+                    slot.inode = inode(number, generation, handle, attributes, parent);
+                }
+                Arc::clone(&slot.inode)
+            }
+        }
+    }
+
+    /// The object with this handle and these attributes, if the kernel knows it.
+    pub(crate) fn find(&self, handle: Handle, attributes: &Attributes) -> Option<Arc<Inode>> {
+        self.get(attr::number(self.fsid, attributes)).filter(|inode| inode.handle == handle)
+    }
+
+    /// The kernel gives references back.
+    pub(crate) fn forget(&self, number: u64, lookups: u64) {
+        if number == attr::ROOT {
+            return;
+        }
+        if let Entry::Occupied(mut known) = lock(&self.table).entry(number) {
+            let slot = known.get_mut();
+            slot.lookups = slot.lookups.saturating_sub(lookups);
+            if slot.lookups == 0 {
+                known.remove();
+            }
+        }
+    }
+}
+
+fn inode(number: u64, generation: u64, handle: Handle, attributes: &Attributes, parent: u64) -> Arc<Inode> {
+    Arc::new(Inode {
+        number,
+        generation,
+        handle,
+        file_type: attributes.file_type,
+        parent,
+        opens: AtomicUsize::new(0),
+        known: Mutex::default(),
+        hidden: Mutex::new(None),
+        writes: WriteBack::default(),
+    })
+}

@@ -1,0 +1,318 @@
+//! Names: what finds, makes, moves and removes them.
+//!
+//! # Removing what is open
+//! A server would forget a file with its last name. So the last name of a file that is open here is not removed but
+//! changed to `.nfs` with the file's number, as other clients do, and that name is removed when the file is closed. A
+//! directory with such a file in it cannot be removed yet.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use fuser::Errno;
+use rpcrdma::{
+    error::Error,
+    nfs::v3::{
+        CreateMode, CreateVerifier, FileType, NAME_MAX, NodeKind, SetAttributes, SetTime, Status,
+        results::CreateOk,
+    },
+};
+use tokio::time::timeout;
+
+use crate::{
+    attr,
+    inode::{Hidden, Inode},
+    serve::Fail,
+    shared::{Shared, Shown},
+    user::User,
+};
+
+/// How long the removal of a directory waits for files in it that have just been closed.
+const UNCOVER_WAIT: Duration = Duration::from_millis(300);
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFIFO: u32 = 0o010_000;
+const S_IFCHR: u32 = 0o020_000;
+const S_IFBLK: u32 = 0o060_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFSOCK: u32 = 0o140_000;
+
+/// What kind of object `mkdir`, `symlink` and `mknod` make.
+pub(crate) enum Make {
+    Directory { mode: u32 },
+    Symlink { target: Vec<u8> },
+    Node { mode: u32, device: u32 },
+}
+
+/// How `open` makes a file.
+#[derive(Clone, Copy)]
+pub(crate) struct CreateFile {
+    pub(crate) mode: u32,
+    /// It may not exist.
+    pub(crate) exclusive: bool,
+    /// If it exists, it is emptied.
+    pub(crate) truncate: bool,
+}
+
+fn check(name: &[u8]) -> Result<(), Fail> {
+    if name.len() > NAME_MAX { Err(Fail(Errno::ENAMETOOLONG)) } else { Ok(()) }
+}
+
+impl Shared {
+    /// Finds a name. `None` if it does not exist.
+    pub(crate) async fn lookup(&self, user: &User, dir: &Inode, name: &[u8]) -> Result<Option<Shown>, Fail> {
+        check(name)?;
+        let epoch = self.writer.epoch();
+        match user.mount.lookup(dir.handle, name).await {
+            Ok(found) => {
+                let (.., shown) = self.show_entry(found.object, found.attributes, dir.number, epoch).await?;
+                Ok(Some(shown))
+            }
+            Err(e) if e.status() == Some(Status::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Shows what was just made. Servers need not say what it is.
+    async fn show_made(
+        &self,
+        user: &User,
+        dir: &Inode,
+        name: &[u8],
+        made: CreateOk,
+    ) -> Result<(Arc<Inode>, Shown), Fail> {
+        let epoch = self.writer.advance();
+        let (handle, attributes) = match made.object {
+            Some(handle) => (handle, made.attributes),
+            None => {
+                let found = user.mount.lookup(dir.handle, name).await?;
+                (found.object, found.attributes)
+            }
+        };
+        let (inode, attributes, shown) = self.show_entry(handle, attributes, dir.number, epoch).await?;
+        // What is written to it from now on is in the kernel's cache.
+        inode.opened(&attributes);
+        Ok((inode, shown))
+    }
+
+    /// Makes anything but an open file.
+    pub(crate) async fn make(
+        &self,
+        user: &User,
+        dir: &Inode,
+        name: &[u8],
+        what: Make,
+    ) -> Result<Shown, Fail> {
+        check(name)?;
+        let mode = |mode: u32| SetAttributes { mode: Some(mode & 0o7777), ..SetAttributes::default() };
+        let mount = &user.mount;
+        let made = match what {
+            Make::Directory { mode: bits } => mount.mkdir(dir.handle, name, mode(bits)).await?,
+            Make::Symlink { target } => {
+                mount.symlink(dir.handle, name, &target, SetAttributes::default()).await?
+            }
+            Make::Node { mode: bits, device } => {
+                let set = mode(bits);
+                let device = attr::from_device(device);
+                let node = match bits & S_IFMT {
+                    0 | S_IFREG => {
+                        let made = mount.create(dir.handle, name, CreateMode::Guarded(set)).await?;
+                        return Ok(self.show_made(user, dir, name, made).await?.1);
+                    }
+                    S_IFIFO => NodeKind::Fifo(set),
+                    S_IFSOCK => NodeKind::Socket(set),
+                    S_IFCHR => NodeKind::Character(set, device),
+                    S_IFBLK => NodeKind::Block(set, device),
+                    _ => return Err(Fail(Errno::EINVAL)),
+                };
+                mount.mknod(dir.handle, name, node).await?
+            }
+        };
+        Ok(self.show_made(user, dir, name, made).await?.1)
+    }
+
+    /// Makes a file that will be open.
+    pub(crate) async fn create(
+        &self,
+        user: &User,
+        dir: &Inode,
+        name: &[u8],
+        how: CreateFile,
+    ) -> Result<(Arc<Inode>, Shown), Fail> {
+        check(name)?;
+        let mount = &user.mount;
+        let mode = Some(how.mode & 0o7777);
+        let set = SetAttributes { mode, size: how.truncate.then_some(0), ..SetAttributes::default() };
+        if !how.exclusive {
+            let made = mount.create(dir.handle, name, CreateMode::Unchecked(set)).await?;
+            return self.show_made(user, dir, name, made).await;
+        }
+        let verifier = CreateVerifier(unique().to_be_bytes());
+        let mut made = match mount.create(dir.handle, name, CreateMode::Exclusive(verifier)).await {
+            Err(e) if e.status() == Some(Status::NOTSUPP) => {
+                let made = mount.create(dir.handle, name, CreateMode::Guarded(set)).await?;
+                return self.show_made(user, dir, name, made).await;
+            }
+            made => made?,
+        };
+        // The server has kept the verifier in the times, and chosen the mode.
+        let handle = match made.object {
+            Some(handle) => handle,
+            None => mount.lookup(dir.handle, name).await?.object,
+        };
+        let set =
+            SetAttributes { mode, atime: SetTime::Server, mtime: SetTime::Server, ..Default::default() };
+        made.object = Some(handle);
+        made.attributes = mount.setattr(handle, set, None).await?.after;
+        self.show_made(user, dir, name, made).await
+    }
+
+    /// Gives an object another name.
+    pub(crate) async fn link(
+        &self,
+        user: &User,
+        inode: &Arc<Inode>,
+        dir: &Inode,
+        name: &[u8],
+    ) -> Result<Shown, Fail> {
+        check(name)?;
+        let epoch = self.writer.epoch();
+        let linked = user.mount.link(inode.handle, dir.handle, name).await?;
+        inode.changed(linked.attributes.as_ref());
+        self.writer.advance();
+        Ok(self.show_entry(inode.handle, linked.attributes, dir.number, epoch).await?.2)
+    }
+
+    /// Removes a name that is not a directory's.
+    pub(crate) async fn unlink(&self, user: &Arc<User>, dir: &Arc<Inode>, name: &[u8]) -> Result<(), Fail> {
+        check(name)?;
+        if !self.hide_if_open(user, dir, name, None).await? {
+            user.mount.remove(dir.handle, name).await?;
+        }
+        self.writer.advance();
+        Ok(())
+    }
+
+    /// Removes a directory.
+    pub(crate) async fn rmdir(&self, user: &User, dir: &Inode, name: &[u8]) -> Result<(), Fail> {
+        check(name)?;
+        let done = user.mount.rmdir(dir.handle, name).await;
+        self.writer.advance();
+        let error = match done {
+            Err(e) if matches!(e.status(), Some(Status::NOTEMPTY | Status::EXIST)) => e,
+            done => return Ok(done.map(|_| ())?),
+        };
+        // The kernel says that a file was closed after `close` has returned.
+        let found = user.mount.lookup(dir.handle, name).await?;
+        let attributes = match found.attributes {
+            Some(attributes) => attributes,
+            None => user.mount.getattr(found.object).await?,
+        };
+        let Some(inode) = self.inodes.find(found.object, &attributes) else { return Err(error.into()) };
+        let uncovered = async {
+            loop {
+                let notified = self.uncovered.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if !self.has_hidden(inode.number) {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        if !self.has_hidden(inode.number) || timeout(UNCOVER_WAIT, uncovered).await.is_err() {
+            return Err(error.into());
+        }
+        Ok(user.mount.rmdir(dir.handle, name).await.map(|_| ())?)
+    }
+
+    /// Renames.
+    pub(crate) async fn rename(
+        &self,
+        user: &Arc<User>,
+        from: (&Arc<Inode>, &[u8]),
+        to: (&Arc<Inode>, &[u8]),
+    ) -> Result<(), Fail> {
+        check(from.1)?;
+        check(to.1)?;
+        // What is replaced may be open.
+        self.hide_if_open(user, to.0, to.1, Some((from.0, from.1))).await?;
+        user.mount.rename((from.0.handle, from.1), (to.0.handle, to.1)).await?;
+        self.writer.advance();
+        Ok(())
+    }
+
+    /// If a name is the last one of a file that is open here, changes it to one that nobody uses; not if `instead` is
+    /// what will be there and is the same file, for then nothing happens to it.
+    async fn hide_if_open(
+        &self,
+        user: &Arc<User>,
+        dir: &Arc<Inode>,
+        name: &[u8],
+        instead: Option<(&Inode, &[u8])>,
+    ) -> Result<bool, Fail> {
+        if self.files.is_empty() {
+            return Ok(false);
+        }
+        let found = match user.mount.lookup(dir.handle, name).await {
+            Err(e) if e.status() == Some(Status::NOENT) => return Ok(false),
+            found => found?,
+        };
+        let attributes = match found.attributes {
+            Some(attributes) => attributes,
+            None => user.mount.getattr(found.object).await?,
+        };
+        if attributes.file_type == FileType::Directory || attributes.nlink > 1 {
+            return Ok(false);
+        }
+        let Some(inode) = self.inodes.find(found.object, &attributes) else { return Ok(false) };
+        if inode.opens.load(Ordering::Acquire) == 0 || inode.is_hidden() {
+            return Ok(false);
+        }
+        if let Some((dir, name)) = instead
+            && user.mount.lookup(dir.handle, name).await?.object == inode.handle
+        {
+            return Ok(false);
+        }
+        let hidden_name = loop {
+            let candidate = format!(".nfs{:016x}{:08x}", attributes.fileid, unique() as u32).into_bytes();
+            match user.mount.lookup(dir.handle, &candidate).await {
+                Err(e) if e.status() == Some(Status::NOENT) => break candidate,
+                taken => taken?,
+            };
+        };
+        user.mount.rename((dir.handle, name), (dir.handle, &hidden_name)).await?;
+        self.count_hidden(dir.number, true);
+        inode.hide(Hidden { dir: Arc::clone(dir), name: hidden_name, user: Arc::clone(user) });
+        // Its last program may have gone meanwhile.
+        if inode.opens.load(Ordering::Acquire) == 0 {
+            self.uncover(&inode).await;
+        }
+        Ok(true)
+    }
+
+    /// Removes a file that nobody has open any more and that has no name of its own.
+    pub(crate) async fn uncover(&self, inode: &Inode) {
+        let Some(Hidden { dir, name, user }) = inode.take_hidden() else { return };
+        match user.mount.remove(dir.handle, &name).await {
+            Err(e @ Error::Nfs { status, .. }) if status != Status::NOENT => {
+                tracing::warn!(name = %String::from_utf8_lossy(&name), "a removed file stays behind: {e}");
+            }
+            _ => {}
+        }
+        self.count_hidden(dir.number, false);
+    }
+}
+
+/// A number that this mount, and with some luck no other one, uses once.
+fn unique() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let start = || getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()) << 32) | 1;
+    // Ordering matters to nobody; zero is the state before the first use.
+    let _ = NEXT.compare_exchange(0, start(), Ordering::Relaxed, Ordering::Relaxed);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

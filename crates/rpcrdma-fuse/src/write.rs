@@ -1,0 +1,526 @@
+//! Write-behind: what programs have written, on its way to the server's disk.
+//!
+//! # Operation
+//! A write is copied into the file's *tail*, which grows as long as writes continue it, and the program goes on at once.
+//! A full tail, or one that something else has to wait for, leaves as an UNSTABLE WRITE; many are under way at a time.
+//! What the server has acknowledged stays here until a COMMIT has made it durable: if the verifier of the COMMIT is not
+//! that of the WRITE, the server has restarted in between, and the data is written again. A file that is closed or
+//! synchronised with nothing but a tail needs one FILE_SYNC WRITE and no COMMIT.
+//!
+//! # Order
+//! A WRITE does not leave while another one for some of its bytes is under way, because servers execute Calls in any
+//! order. When data has to be written again, everything of the file is, one WRITE after the other in the order of the
+//! program, and new writes wait.
+//!
+//! # Ownership
+//! Data is in exactly one [`Chunk`] from the moment the program's write returns until it is durable or its failure has
+//! been recorded. WRITEs and COMMITs are tasks of their own: a program that waits for them can be killed without harm to
+//! the data.
+//!
+//! # When it breaks
+//! A WRITE or COMMIT that fails for good (no space, soft mount, stale handle) is recorded; each open file learns of it
+//! once, from its next write, fsync or close. Its data is dropped.
+//!
+//! # Limits
+//! Chunks come from pools of [`LARGE_MAX`] transfers; when they are used up, everything is sent and committed, and
+//! writers wait. A file with [`UNCOMMITTED_MAX`] bytes is committed on the side; every file is, every
+//! [`FLUSH_PERIOD`].
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rpcrdma::{
+    error::Error,
+    fabric::Region,
+    memory::Pools,
+    nfs::v3::{Stable, WriteVerifier},
+};
+use tokio::{runtime::Handle, sync::Notify};
+
+use crate::{errno_of, inode::Inode, user::User};
+
+/// Chunks of the largest size.
+const LARGE_MAX: usize = 64;
+/// Bytes of one file that are acknowledged and not committed.
+const UNCOMMITTED_MAX: u64 = 16 << 20;
+/// How often everything that lies around is sent and committed.
+pub(crate) const FLUSH_PERIOD: Duration = Duration::from_secs(5);
+
+/// The writes of one file.
+#[derive(Default)]
+pub(crate) struct WriteBack {
+    state: Mutex<State>,
+    /// Something has left or come back.
+    changed: Notify,
+    /// [`Writer::epoch`] when a WRITE was answered last.
+    answered: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    tail: Option<Extent>,
+    /// WRITEs under way.
+    flights: Vec<Flight>,
+    /// Acknowledged, not durable.
+    unstable: Vec<Extent>,
+    unstable_bytes: u64,
+    committing: bool,
+    /// Everything is being written again; nothing may leave meanwhile.
+    rewriting: bool,
+    next: u64,
+    failures: u64,
+    errno: i32,
+    /// In the list of files with something to do.
+    listed: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Flight {
+    seq: u64,
+    offset: u64,
+    end: u64,
+}
+
+/// Consecutive bytes of a file.
+struct Extent {
+    seq: u64,
+    offset: u64,
+    len: usize,
+    chunk: Chunk,
+    user: Arc<User>,
+    /// Of the server that has acknowledged it; `None` if there were several.
+    verifier: Option<WriteVerifier>,
+}
+
+impl Extent {
+    fn end(&self) -> u64 {
+        self.offset + self.len as u64
+    }
+}
+
+/// Memory for data on its way out.
+struct Chunk {
+    region: Option<Region>,
+    store: Arc<Store>,
+}
+
+impl Chunk {
+    fn bytes(&mut self) -> &mut [u8] {
+        self.region.as_deref_mut().unwrap_or_default()
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        drop(self.region.take());
+        self.store.freed.notify_waiters();
+    }
+}
+
+/// The memory of all files.
+struct Store {
+    pools: Pools,
+    freed: Notify,
+    /// Writers that wait for memory.
+    waiting: AtomicUsize,
+}
+
+/// What the write-behind of all files of a mount has in common.
+pub(crate) struct Writer {
+    store: Arc<Store>,
+    wsize: usize,
+    runtime: Handle,
+    /// Files with something to do.
+    listed: Mutex<Vec<Arc<Inode>>>,
+    /// Counts changes of ours.
+    epoch: AtomicU64,
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics between the writes of a guarded section.
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl WriteBack {
+    /// Whether the server has not seen everything yet.
+    pub(crate) fn is_pending(&self) -> bool {
+        let state = lock(&self.state);
+        state.tail.is_some() || !state.flights.is_empty() || state.rewriting
+    }
+
+    /// Whether attributes that were asked for at this [`Writer::epoch`] may be from before a write of ours.
+    pub(crate) fn may_have_passed(&self, epoch: u64) -> bool {
+        self.is_pending() || self.answered.load(Ordering::Acquire) > epoch
+    }
+
+    /// How many failures there were. A file that is opened has not to answer for those.
+    pub(crate) fn failures(&self) -> u64 {
+        lock(&self.state).failures
+    }
+
+    /// The errno of a failure that an open file has not heard of, and now has.
+    pub(crate) fn failure_since(&self, heard: &AtomicU64) -> Option<i32> {
+        let state = lock(&self.state);
+        (heard.swap(state.failures, Ordering::Relaxed) < state.failures).then_some(state.errno)
+    }
+
+    /// The file was cut: what lies beyond must not be written again.
+    pub(crate) fn cut(&self, size: u64) {
+        let mut state = lock(&self.state);
+        state.unstable.retain_mut(|extent| {
+            if extent.end() > size {
+                extent.len = size.saturating_sub(extent.offset) as usize;
+            }
+            extent.len > 0
+        });
+        state.unstable_bytes = state.unstable.iter().map(|e| e.len as u64).sum();
+    }
+}
+
+impl Writer {
+    /// Writes of at most `wsize` bytes. Tasks run on the runtime.
+    pub(crate) fn new(wsize: usize, runtime: Handle) -> Arc<Self> {
+        let store =
+            Store { pools: Pools::new(LARGE_MAX), freed: Notify::new(), waiting: AtomicUsize::new(0) };
+        let writer = Arc::new(Self {
+            store: Arc::new(store),
+            wsize,
+            runtime,
+            listed: Mutex::default(),
+            epoch: AtomicU64::new(0),
+        });
+        writer.runtime.spawn(flush_now_and_then(Arc::downgrade(&writer)));
+        writer
+    }
+
+    /// To be taken before a Call whose attributes may be from before a write of ours; see
+    /// [`WriteBack::may_have_passed`].
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Something was changed: what was asked for before may be from before.
+    pub(crate) fn advance(&self) -> u64 {
+        self.epoch.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Takes over as much of `data` as can be taken now, and says how much that is. Never waits.
+    pub(crate) fn accept(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        user: &Arc<User>,
+        offset: u64,
+        data: &[u8],
+    ) -> usize {
+        let mut state = lock(&inode.writes.state);
+        let mut done = 0;
+        while done < data.len() && !state.rewriting {
+            let (from, rest) = (offset + done as u64, &data[done..]);
+            let place = state.tail.as_ref().and_then(|tail| {
+                let at = usize::try_from(from.checked_sub(tail.offset)?).ok()?;
+                (at <= tail.len && at < self.wsize && Arc::ptr_eq(&tail.user, user)).then_some(at)
+            });
+            let len = rest.len().min(self.wsize - place.unwrap_or(0));
+            let end = from + len as u64;
+            if state.flights.iter().any(|f| f.offset < end && from < f.end) {
+                break;
+            }
+            let Some(at) = place else {
+                if state.tail.is_some() {
+                    self.seal(inode, &mut state, Stable::Unstable);
+                }
+                let Some(chunk) = self.chunk(len) else { break };
+                let user = Arc::clone(user);
+                state.tail = Some(Extent { seq: 0, offset: from, len: 0, chunk, user, verifier: None });
+                continue;
+            };
+            let Some(tail) = &mut state.tail else { continue };
+            if at + len > tail.chunk.bytes().len() {
+                let Some(mut larger) = self.chunk(at + len) else {
+                    self.seal(inode, &mut state, Stable::Unstable);
+                    continue;
+                };
+                larger.bytes()[..tail.len].copy_from_slice(&tail.chunk.bytes()[..tail.len]);
+                tail.chunk = larger;
+            }
+            tail.chunk.bytes()[at..at + len].copy_from_slice(&rest[..len]);
+            tail.len = tail.len.max(at + len);
+            done += len;
+            if tail.len == self.wsize {
+                self.seal(inode, &mut state, Stable::Unstable);
+            }
+        }
+        if done > 0 && !state.listed {
+            state.listed = true;
+            lock(&self.listed).push(Arc::clone(inode));
+        }
+        done
+    }
+
+    /// Takes over all of `data`, waiting for memory or for earlier writes.
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        user: &Arc<User>,
+        offset: u64,
+        data: &[u8],
+    ) {
+        let mut done = 0;
+        let _waiting = Waiting::new(&self.store.waiting);
+        while done < data.len() {
+            let changed = inode.writes.changed.notified();
+            let freed = self.store.freed.notified();
+            tokio::pin!(changed, freed);
+            // From here on nothing is missed.
+            changed.as_mut().enable();
+            freed.as_mut().enable();
+            let taken = self.accept(inode, user, offset + done as u64, &data[done..]);
+            done += taken;
+            if taken == 0 {
+                self.press();
+                tokio::select! {
+                    () = changed => {}
+                    () = freed => {}
+                }
+            }
+        }
+    }
+
+    fn chunk(&self, len: usize) -> Option<Chunk> {
+        let region = self.store.pools.take(len)?;
+        Some(Chunk { region: Some(region), store: Arc::clone(&self.store) })
+    }
+
+    /// Sends the tail.
+    fn seal(self: &Arc<Self>, inode: &Arc<Inode>, state: &mut State, stable: Stable) {
+        let Some(mut extent) = state.tail.take() else { return };
+        extent.seq = state.next;
+        state.next += 1;
+        if extent.len == 0 {
+            return;
+        }
+        state.flights.push(Flight { seq: extent.seq, offset: extent.offset, end: extent.end() });
+        self.runtime.spawn(Arc::clone(self).carry(Arc::clone(inode), extent, stable));
+    }
+
+    /// One WRITE, to its end.
+    async fn carry(self: Arc<Self>, inode: Arc<Inode>, mut extent: Extent, stable: Stable) {
+        let done = self.transmit(&inode, &mut extent, stable).await;
+        let epoch = self.advance();
+        inode.writes.answered.fetch_max(epoch, Ordering::AcqRel);
+        let mut state = lock(&inode.writes.state);
+        state.flights.retain(|f| f.seq != extent.seq);
+        match done {
+            Ok(Stable::FileSync) => {}
+            Ok(_) => {
+                state.unstable_bytes += extent.len as u64;
+                state.unstable.push(extent);
+                let squeezed = self.store.waiting.load(Ordering::Relaxed) > 0;
+                if squeezed || state.unstable_bytes > UNCOMMITTED_MAX {
+                    self.start_commit(&inode, &mut state);
+                }
+            }
+            Err(e) => state.fail(&inode, &e),
+        }
+        drop(state);
+        inode.writes.changed.notify_waiters();
+    }
+
+    /// Writes an extent, in several steps if the server takes less at a time. Says how durable it is.
+    async fn transmit(&self, inode: &Inode, extent: &mut Extent, stable: Stable) -> Result<Stable, Error> {
+        let mut least = Stable::FileSync;
+        let mut first = true;
+        let mut done = 0;
+        while done < extent.len {
+            let lost = || Error::BadReply("the mount was closed".to_owned());
+            let mut front = extent.chunk.region.take().ok_or_else(lost)?;
+            let rest = front.split_off(done);
+            let mount = &extent.user.mount;
+            let len = (extent.len - done) as u32;
+            let (result, rest) =
+                mount.write(inode.handle, extent.offset + done as u64, len, rest, stable).await;
+            // The front is not reachable for anybody, so the halves are neighbours still.
+            front.unsplit(rest.ok_or_else(lost)?).map_err(|_| lost())?;
+            extent.chunk.region = Some(front);
+            let ok = result?;
+            inode.changed(ok.wcc.after.as_ref());
+            least = least.min(ok.committed);
+            extent.verifier =
+                if first { Some(ok.verifier) } else { extent.verifier.filter(|v| *v == ok.verifier) };
+            first = false;
+            done += ok.count as usize;
+        }
+        Ok(least)
+    }
+
+    fn start_commit(self: &Arc<Self>, inode: &Arc<Inode>, state: &mut State) {
+        if state.committing || state.rewriting || state.unstable.is_empty() {
+            return;
+        }
+        state.committing = true;
+        state.unstable_bytes = 0;
+        let batch = std::mem::take(&mut state.unstable);
+        self.runtime.spawn(Arc::clone(self).commit(Arc::clone(inode), batch));
+    }
+
+    /// Makes a batch of acknowledged extents durable.
+    async fn commit(self: Arc<Self>, inode: Arc<Inode>, batch: Vec<Extent>) {
+        let Some(first) = batch.first() else { return };
+        let done = first.user.mount.commit(inode.handle, 0, 0).await;
+        match done {
+            Ok(verifier) if batch.iter().all(|e| e.verifier == Some(verifier)) => {}
+            Ok(_) => self.write_again(&inode, batch).await,
+            Err(e) => lock(&inode.writes.state).fail(&inode, &e),
+        }
+        lock(&inode.writes.state).committing = false;
+        inode.writes.changed.notify_waiters();
+    }
+
+    /// The server has forgotten what it acknowledged: writes it again, and all that came after it.
+    async fn write_again(self: &Arc<Self>, inode: &Arc<Inode>, mut batch: Vec<Extent>) {
+        lock(&inode.writes.state).rewriting = true;
+        loop {
+            let changed = inode.writes.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = lock(&inode.writes.state);
+                if state.flights.is_empty() {
+                    batch.append(&mut state.unstable);
+                    state.unstable_bytes = 0;
+                    break;
+                }
+            }
+            changed.await;
+        }
+        batch.sort_by_key(|extent| extent.seq);
+        tracing::info!(file = %inode.handle, extents = batch.len(), "the server has restarted; writing again");
+        for mut extent in batch {
+            if let Err(e) = self.transmit(inode, &mut extent, Stable::FileSync).await {
+                lock(&inode.writes.state).fail(inode, &e);
+            }
+        }
+        lock(&inode.writes.state).rewriting = false;
+    }
+
+    /// Waits until the server has seen everything that was written so far.
+    pub(crate) async fn flush(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.settle(inode, false).await;
+    }
+
+    /// Waits until everything that was written so far is durable, or its failure recorded.
+    pub(crate) async fn sync(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.settle(inode, true).await;
+    }
+
+    /// Waits until no COMMIT is under way.
+    pub(crate) async fn calm(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.until(inode, |state| !state.committing).await;
+    }
+
+    async fn settle(self: &Arc<Self>, inode: &Arc<Inode>, durable: bool) {
+        let mut bound = None;
+        self.until(inode, |state| {
+            if state.rewriting {
+                return false;
+            }
+            let bound = *bound.get_or_insert_with(|| {
+                let alone = state.flights.is_empty() && state.unstable.is_empty() && !state.committing;
+                let stable = if durable && alone { Stable::FileSync } else { Stable::Unstable };
+                self.seal(inode, state, stable);
+                state.next
+            });
+            if state.flights.iter().any(|f| f.seq < bound) {
+                return false;
+            }
+            if !durable {
+                return true;
+            }
+            if state.committing {
+                return false;
+            }
+            if state.unstable.iter().any(|e| e.seq < bound) {
+                self.start_commit(inode, state);
+                return false;
+            }
+            true
+        })
+        .await;
+    }
+
+    async fn until(&self, inode: &Inode, mut done: impl FnMut(&mut State) -> bool) {
+        loop {
+            let changed = inode.writes.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if done(&mut lock(&inode.writes.state)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Sends and commits whatever lies around.
+    fn press(self: &Arc<Self>) {
+        let mut listed = std::mem::take(&mut *lock(&self.listed));
+        listed.retain(|inode| {
+            let mut state = lock(&inode.writes.state);
+            if !state.rewriting {
+                self.seal(inode, &mut state, Stable::Unstable);
+                self.start_commit(inode, &mut state);
+            }
+            state.listed = state.tail.is_some()
+                || !state.flights.is_empty()
+                || !state.unstable.is_empty()
+                || state.committing;
+            state.listed
+        });
+        lock(&self.listed).append(&mut listed);
+    }
+
+    /// Makes everything durable, as far as it can be.
+    pub(crate) async fn sync_all(self: &Arc<Self>) {
+        let listed = lock(&self.listed).clone();
+        for inode in &listed {
+            self.settle(inode, true).await;
+        }
+    }
+}
+
+impl State {
+    fn fail(&mut self, inode: &Inode, error: &Error) {
+        tracing::warn!(file = %inode.handle, "written data is lost: {error}");
+        self.failures += 1;
+        self.errno = errno_of(error);
+    }
+}
+
+/// Somebody who waits for memory.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn flush_now_and_then(writer: Weak<Writer>) {
+    let mut ticks = tokio::time::interval(FLUSH_PERIOD);
+    loop {
+        ticks.tick().await;
+        let Some(writer) = writer.upgrade() else { return };
+        writer.press();
+    }
+}

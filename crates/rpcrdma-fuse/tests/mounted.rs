@@ -1,0 +1,309 @@
+//! A server and a mount of it in this process, and a program's view of the two.
+//!
+//! They need `/dev/fuse` and the right to mount; without, they say so and pass.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod common;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{
+        DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink,
+    },
+};
+
+use common::Rig;
+use proptest::prelude::*;
+
+const O_DIRECT: i32 = 0o40000;
+
+#[test]
+fn what_programs_do_with_names_works() {
+    let Some(rig) = Rig::start("") else { return };
+    let dir = rig.dir();
+    fs::create_dir(dir.join("a")).unwrap();
+    fs::DirBuilder::new().mode(0o2750).create(dir.join("b")).unwrap();
+    fs::write(dir.join("a/file"), b"hello").unwrap();
+    assert_eq!(fs::read(rig.served().join("a/file")).unwrap(), b"hello");
+    fs::hard_link(dir.join("a/file"), dir.join("b/link")).unwrap();
+    assert_eq!(fs::metadata(dir.join("b/link")).unwrap().nlink(), 2);
+    symlink("../a/file", dir.join("b/symlink")).unwrap();
+    assert_eq!(fs::read_link(dir.join("b/symlink")).unwrap().to_str(), Some("../a/file"));
+    assert_eq!(fs::read(dir.join("b/symlink")).unwrap(), b"hello");
+    fs::rename(dir.join("a/file"), dir.join("b/renamed")).unwrap();
+    let mut names: Vec<_> = fs::read_dir(dir.join("b"))
+        .unwrap()
+        .map(|e| (e.as_ref().unwrap().file_name().into_string().unwrap(), e.unwrap().file_type().unwrap()))
+        .map(|(name, kind)| format!("{name}{}", if kind.is_symlink() { "@" } else { "" }))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["link", "renamed", "symlink@"]);
+    assert_eq!(fs::remove_dir(dir.join("b")).unwrap_err().kind(), ErrorKind::DirectoryNotEmpty);
+    assert_eq!(fs::create_dir(dir.join("a")).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(fs::metadata(dir.join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    let long = "n".repeat(256);
+    assert_eq!(fs::metadata(dir.join(long)).unwrap_err().raw_os_error(), Some(36));
+    let fifo = dir.join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+    for name in ["b/link", "b/renamed", "b/symlink", "fifo"] {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    fs::remove_dir(dir.join("b")).unwrap();
+    fs::remove_dir(dir.join("a")).unwrap();
+    assert_eq!(fs::read_dir(rig.served()).unwrap().count(), 0);
+}
+
+#[test]
+fn attributes_are_set_and_seen() {
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("file");
+    fs::write(&path, b"0123456789").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
+    // Data that has not left yet must not move the time along when it does.
+    file.write_at(b"x", 3).unwrap();
+    file.set_modified(time).unwrap();
+    drop(file);
+    let seen = fs::metadata(&path).unwrap();
+    assert_eq!((seen.mode() & 0o7777, seen.size(), seen.modified().unwrap()), (0o640, 10, time));
+    let served = fs::metadata(rig.served().join("file")).unwrap();
+    assert_eq!((served.mode() & 0o7777, served.modified().unwrap()), (0o640, time));
+    assert_eq!(seen.ino(), served.ino());
+    File::options().write(true).open(&path).unwrap().set_len(4).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"012x");
+    File::options().write(true).open(&path).unwrap().set_len(6).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"012x\0\0");
+    let huge = (1 << 40) + 5;
+    File::options().write(true).open(&path).unwrap().write_at(b"far", huge).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().size(), huge + 3);
+    assert!(rustix::fs::statvfs(&path).unwrap().f_blocks > 0);
+}
+
+#[test]
+fn exclusive_and_appending_opens_keep_their_promises() {
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("file");
+    let new = || OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path);
+    let mut file = new().unwrap();
+    assert_eq!(new().unwrap_err().kind(), ErrorKind::AlreadyExists);
+    // It may not be opened for writing now, but it is open.
+    file.write_all(b"first ").unwrap();
+    drop(file);
+    let seen = fs::metadata(&path).unwrap();
+    assert_eq!(seen.mode() & 0o7777, 0o400);
+    let age = seen.modified().unwrap().elapsed().unwrap_or_default();
+    assert!(age.as_secs() < 3600, "the times of an exclusive create are not real");
+    let mut one = OpenOptions::new().append(true).open(&path).unwrap();
+    let mut two = OpenOptions::new().append(true).open(&path).unwrap();
+    one.write_all(b"second ").unwrap();
+    two.write_all(b"third").unwrap();
+    drop((one, two));
+    assert_eq!(fs::read(rig.served().join("file")).unwrap(), b"first second third");
+}
+
+#[test]
+fn a_file_lives_on_without_a_name() {
+    let Some(rig) = Rig::start("") else { return };
+    fs::create_dir(rig.dir().join("d")).unwrap();
+    let path = rig.dir().join("d/file");
+    let mut file = OpenOptions::new().read(true).write(true).create(true).open(&path).unwrap();
+    file.write_all(b"still here").unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    // Replaced by a rename while it is open.
+    let other = rig.dir().join("d/other");
+    fs::write(&other, b"old").unwrap();
+    let mut old = File::open(&other).unwrap();
+    fs::write(rig.dir().join("d/new"), b"new").unwrap();
+    fs::rename(rig.dir().join("d/new"), &other).unwrap();
+    file.write_all(b", and more").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    old.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still here, and moreold");
+    assert_eq!(fs::read(&other).unwrap(), b"new");
+    fs::remove_file(&other).unwrap();
+    drop((file, old));
+    // Nothing is left behind, so the directory goes.
+    fs::remove_dir(rig.dir().join("d")).unwrap();
+    assert_eq!(fs::read_dir(rig.served()).unwrap().count(), 0);
+}
+
+#[test]
+fn opening_shows_what_others_have_written() {
+    let Some(rig) = Rig::start("actimeo=600") else { return };
+    let (here, there) = (rig.dir().join("file"), rig.served().join("file"));
+    fs::write(&here, b"ours").unwrap();
+    assert_eq!(fs::read(&here).unwrap(), b"ours");
+    fs::write(&there, b"theirs, and longer").unwrap();
+    assert_eq!(fs::read(&here).unwrap(), b"theirs, and longer");
+    fs::write(&there, b"short").unwrap();
+    assert_eq!(fs::read(&here).unwrap(), b"short");
+}
+
+#[test]
+fn a_large_directory_is_listed_once_and_whole() {
+    let Some(rig) = Rig::start("") else { return };
+    for n in 0..3000 {
+        File::create(rig.served().join(format!("file-{n:05}"))).unwrap();
+    }
+    let list = || {
+        let mut names: Vec<_> =
+            fs::read_dir(rig.dir()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let expected: Vec<_> = (0..3000).map(|n| format!("file-{n:05}")).collect();
+    assert_eq!(list(), expected);
+    // Removing what was listed must not hide what was not.
+    for (n, entry) in fs::read_dir(rig.dir()).unwrap().enumerate() {
+        if n % 2 == 0 {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    }
+    assert_eq!(list().len(), 1500);
+    assert_eq!(fs::read_dir(rig.served()).unwrap().count(), 1500);
+}
+
+#[test]
+fn a_read_only_mount_and_a_limit_on_sizes_hold() {
+    let Some(rig) = Rig::start("ro,rsize=8192,wsize=8192") else { return };
+    let data: Vec<u8> = (0..100_000u32).map(|n| (n * 7 % 251) as u8).collect();
+    fs::write(rig.served().join("file"), &data).unwrap();
+    assert_eq!(fs::read(rig.dir().join("file")).unwrap(), data);
+    assert_eq!(fs::write(rig.dir().join("new"), b"").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn direct_io_reads_and_writes_the_server() {
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("file");
+    let open = |o: &mut OpenOptions| o.custom_flags(O_DIRECT).open(&path).unwrap();
+    let file = open(OpenOptions::new().write(true).create(true));
+    // Memory and length of direct transfers come in whole sectors.
+    let block = rpcrdma::fabric::Region::alloc(1 << 20);
+    file.write_all_at(&block, 0).unwrap();
+    assert_eq!(fs::metadata(rig.served().join("file")).unwrap().size(), 1 << 20);
+    fs::write(rig.served().join("file"), vec![7; 1 << 20]).unwrap();
+    let mut back = rpcrdma::fabric::Region::alloc(1 << 20);
+    open(OpenOptions::new().read(true)).read_exact_at(&mut back, 0).unwrap();
+    assert!(back.iter().all(|b| *b == 7));
+}
+
+#[test]
+fn a_hard_mount_waits_and_a_soft_one_fails() {
+    let Some(rig) = Rig::start("") else { return };
+    fs::write(rig.dir().join("file"), b"before").unwrap();
+    let at = rig.stop_server();
+    let dir = rig.dir();
+    let waiting = std::thread::spawn(move || {
+        fs::write(dir.join("file"), b"after").unwrap();
+        fs::read(dir.join("file")).unwrap()
+    });
+    // Whether it waits already or not, it has no server to answer it.
+    rig.start_server(at);
+    assert_eq!(waiting.join().unwrap(), b"after");
+    drop(rig);
+    let Some(rig) = Rig::start("soft,timeo=2,retrans=1,actimeo=0") else { return };
+    fs::write(rig.dir().join("file"), b"before").unwrap();
+    let at = rig.stop_server();
+    assert_eq!(fs::metadata(rig.dir().join("file")).unwrap_err().raw_os_error(), Some(5));
+    rig.start_server(at);
+    assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"before");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64, usize),
+    Read(u64, usize),
+    Cut(u64),
+    Sync,
+    Reopen,
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let offset = || 0..3_000_000u64;
+    let len = || prop_oneof![4 => 1..20_000usize, 1 => 1..1_500_000usize];
+    let step = prop_oneof![
+        8 => (offset(), len()).prop_map(|(at, len)| Step::Write(at, len)),
+        4 => (offset(), len()).prop_map(|(at, len)| Step::Read(at, len)),
+        1 => offset().prop_map(Step::Cut),
+        1 => Just(Step::Sync),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+#[test]
+fn a_file_is_what_was_written_to_it() {
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("file");
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 24,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let open =
+        |path| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+    let checked = runner.run(&steps(), |steps| {
+        let _ = fs::remove_file(&path);
+        let mut file = open(&path);
+        let mut model: Vec<u8> = Vec::new();
+        for (n, step) in steps.iter().enumerate() {
+            match *step {
+                Step::Write(at, len) => {
+                    let data: Vec<u8> = (0..len).map(|i| (i * 31 + n * 7 + 1) as u8).collect();
+                    file.write_all_at(&data, at).unwrap();
+                    let end = at as usize + len;
+                    if model.len() < end {
+                        model.resize(end, 0);
+                    }
+                    model[at as usize..end].copy_from_slice(&data);
+                }
+                Step::Read(at, len) => {
+                    let mut data = vec![0; len];
+                    let mut got = 0;
+                    while got < len {
+                        match file.read_at(&mut data[got..], at + got as u64).unwrap() {
+                            0 => break,
+                            n => got += n,
+                        }
+                    }
+                    let end = model.len().min(at as usize + len);
+                    prop_assert_eq!(
+                        &data[..got] == model.get(at as usize..end).unwrap_or_default(),
+                        true,
+                        "step {}",
+                        n
+                    );
+                }
+                Step::Cut(at) => {
+                    file.set_len(at).unwrap();
+                    model.resize(at as usize, 0);
+                }
+                Step::Sync => file.sync_all().unwrap(),
+                Step::Reopen => {
+                    drop(file);
+                    prop_assert!(fs::read(rig.served().join("file")).unwrap() == model, "step {}", n);
+                    file = open(&path);
+                }
+                Step::Restart => rig.restart_server(),
+            }
+        }
+        drop(file);
+        prop_assert!(fs::read(rig.served().join("file")).unwrap() == model);
+        Ok(())
+    });
+    if let Err(e) = checked {
+        panic!("{e}");
+    }
+}
