@@ -461,7 +461,7 @@ impl Connection {
         match self.responder.receive(message) {
             Arrived::Call(held) if !self.can_pull(&held) => {
                 self.shared.metrics.refused_calls.add(1);
-                debug!(peer = %self.origin.peer, "refused a Call: its chunks are more than there is memory");
+                debug!(peer = %self.origin.peer, "refused a Call: its chunks cannot be pulled");
                 self.refuse(Responder::error(held));
             }
             Arrived::Call(held) => {
@@ -508,11 +508,12 @@ impl Connection {
         self.post_receives(self.responder.receives_wanted());
     }
 
-    /// Whether there can ever be memory for a Call's chunks.
+    /// Whether a Call's chunks can ever be pulled: the connection allows RDMA Reads, and there is memory.
     fn can_pull(&self, held: &HeldCall) -> bool {
         let reads = held.reads();
-        let mut chunks = reads.call.iter().chain(&reads.items).peekable();
-        chunks.peek().is_none() || self.shared.pools.can_hold(chunks.map(|c| c.length as usize))
+        let lengths = || reads.call.iter().chain(&reads.items).map(|c| c.length as usize);
+        let allowed = self.qp.limits().outbound_reads > 0 || lengths().all(|len| len == 0);
+        allowed && self.shared.pools.can_hold(lengths())
     }
 
     fn post_receives(&mut self, count: u32) {
