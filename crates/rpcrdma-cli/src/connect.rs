@@ -12,7 +12,7 @@ use clap::{
     builder::{OsStringValueParser, TypedValueParser},
 };
 use rpcrdma::{
-    client::{Identity, Mount, MountConfig, ParseTargetError, Target, Transport},
+    client::{Identity, Mount, MountConfig, ParseTargetError, RdmaConfig, Target, Transport},
     error::Error,
     fabric::{Connector, FaultPlan, InjectConnector},
     iwarp,
@@ -64,6 +64,22 @@ pub(crate) struct ClientOptions {
     #[arg(long, value_name = "SECS", value_parser = units::parse_seconds)]
     pub(crate) timeout: Option<Duration>,
 
+    /// As a hard mount: never give up, as with --timeout 0
+    #[arg(long, conflicts_with_all = ["timeout", "soft"])]
+    pub(crate) hard: bool,
+
+    /// As a soft mount: give up after --timeo, and --retrans times as long again
+    #[arg(long, conflicts_with = "timeout")]
+    pub(crate) soft: bool,
+
+    /// Tenths of a second without an answer after which a request is sent again, on a new connection
+    #[arg(long, value_name = "TENTHS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=36000))]
+    pub(crate) timeo: u32,
+
+    /// How often --soft lets a request be sent again [default: 2]
+    #[arg(long, value_name = "N", requires = "soft")]
+    pub(crate) retrans: Option<u32>,
+
     /// Cut connections at random, to see that nothing is lost: disconnect=1/500,seed=7,times=20
     #[arg(long, value_name = "PLAN", conflicts_with = "tcp")]
     pub(crate) inject: Option<FaultPlan>,
@@ -103,6 +119,19 @@ impl ClientOptions {
         Transport::Rdma(connector)
     }
 
+    /// Says how long to wait and to try: as the user says, or else as long as `patience`, of which zero is for ever.
+    fn patience(&self, config: RdmaConfig, patience: Duration) -> RdmaConfig {
+        let timeo = Duration::from_millis(u64::from(self.timeo) * 100);
+        if self.soft {
+            return config.soft(timeo, self.retrans.unwrap_or(2));
+        }
+        let mut config = config.hard(timeo);
+        if !self.hard {
+            config.give_up = Some(self.timeout.unwrap_or(patience)).filter(|t| !t.is_zero());
+        }
+        config
+    }
+
     /// The mount options; `patience` says how long to try unless the user does.
     pub(crate) fn config(&self, patience: Duration) -> MountConfig {
         let mut config = MountConfig {
@@ -113,7 +142,7 @@ impl ClientOptions {
         config.rdma.credits = self.credits;
         config.calls = self.credits as usize;
         config.rdma.inline = self.inline;
-        config.rdma.give_up = Some(self.timeout.unwrap_or(patience)).filter(|t| !t.is_zero());
+        config.rdma = self.patience(config.rdma, patience);
         let Identity { uid, gid, gids, .. } = &mut config.identity;
         if self.uid.is_some() || self.gid.is_some() {
             // Groups belong to the user that we are not.
@@ -189,9 +218,10 @@ impl Session {
             return Ok(mount.clone());
         }
         let config = self.options.config(self.patience);
+        let give_up = config.rdma.give_up;
         let mount =
             Mount::connect(&self.transport, target, config).await.map_err(|e| Failure::of(target, e))?;
-        watch(&mount, &authority, self.options.timeout.unwrap_or(self.patience));
+        watch(&mount, &authority, give_up);
         self.servers.push((authority, mount.clone()));
         Ok(mount)
     }
@@ -299,7 +329,7 @@ async fn resolve_path(path: &std::path::Path) -> Result<Place, Failure> {
 }
 
 /// Tells the user when the server has gone, and when it is back.
-fn watch(mount: &Mount, host: &str, patience: Duration) {
+fn watch(mount: &Mount, host: &str, give_up: Option<Duration>) {
     let metrics = Arc::downgrade(mount.metrics());
     let host = host.to_owned();
     tokio::spawn(async move {
@@ -316,14 +346,51 @@ fn watch(mount: &Mount, host: &str, patience: Duration) {
             } else if metrics.connect_failures.get() > 0 && metrics.losses.get() >= connects {
                 gone += 1;
                 if gone == 2 {
-                    let end = if patience.is_zero() {
-                        String::new()
-                    } else {
-                        format!(" for {} s", patience.as_secs())
-                    };
+                    let end =
+                        give_up.map(|after| format!(" for {} s", after.as_secs_f64())).unwrap_or_default();
                     crate::out::note(&format!("{host} does not answer; trying{end}, Ctrl-C to stop"));
                 }
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        client: ClientOptions,
+    }
+
+    /// How long a Call may be silent, and how long it is tried, in seconds.
+    fn limits(line: &str) -> (f64, Option<f64>) {
+        let words = std::iter::once("rpcrdma").chain(line.split_whitespace());
+        let rdma = Line::try_parse_from(words).unwrap().client.config(PATIENCE).rdma;
+        (rdma.call_timeout.as_secs_f64(), rdma.give_up.map(|t| t.as_secs_f64()))
+    }
+
+    #[test]
+    fn hard_and_soft_mean_what_mounts_mean() {
+        for (line, want) in [
+            ("", (60.0, Some(60.0))),
+            ("--timeout 5", (60.0, Some(5.0))),
+            ("--timeout 0", (60.0, None)),
+            ("--hard", (60.0, None)),
+            ("--hard --timeo 15", (1.5, None)),
+            ("--soft", (60.0, Some(180.0))),
+            ("--soft --timeo 50 --retrans 0", (5.0, Some(5.0))),
+            ("--soft --timeo 7 --retrans 4", (0.7, Some(3.5))),
+        ] {
+            assert_eq!(limits(line), want, "{line:?}");
+        }
+        for bad in ["--hard --soft", "--hard --timeout 3", "--soft --timeout 3", "--retrans 2", "--timeo 0"] {
+            let words = std::iter::once("rpcrdma").chain(bad.split_whitespace());
+            assert!(Line::try_parse_from(words).is_err(), "{bad}");
+        }
+    }
 }

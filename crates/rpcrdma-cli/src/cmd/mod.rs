@@ -31,7 +31,7 @@ use crate::{
 /// and without root; a Linux client with siw or an RNIC speaks the same protocol.
 ///
 /// Servers are named by URLs: nfs://HOST[:RDMA-PORT]/PATH, where PATH is an export and a path inside it, and %20 is a
-/// space.
+/// space. Several servers of the same files are tried in turn: nfs://HOST,HOST2:PORT/PATH.
 #[derive(Parser)]
 #[command(
     name = "rpcrdma",

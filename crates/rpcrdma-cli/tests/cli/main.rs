@@ -5,6 +5,7 @@
 mod commands;
 mod copies;
 mod demo;
+mod gateways;
 mod resume;
 mod serve;
 mod support;

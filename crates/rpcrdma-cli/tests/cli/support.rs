@@ -105,10 +105,28 @@ impl Serving {
         self.signal(rustix::process::Signal::CONT);
     }
 
-    /// Ends the server without a word, and starts another one in its place.
-    pub(crate) fn kill_and_restart(&mut self) {
+    /// Another server of the same directory, with the same key, and so with the same file handles.
+    pub(crate) fn beside(&self) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::copy(self.scratch.path().join("key"), scratch.path().join("key")).unwrap();
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        Self::start(scratch, self.dir.clone(), &options)
+    }
+
+    /// Ends the server without a word.
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Ends the server without a word, and starts another one in its place.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.kill();
+        self.restart();
+    }
+
+    /// Starts a server in the place of one that is dead.
+    pub(crate) fn restart(&mut self) {
         let (child, rdma, tcp) =
             spawn(self.scratch.path(), &self.dir, &self.options, &self.rdma, self.tcp.as_deref());
         assert_eq!((&rdma, &tcp), (&self.rdma, &self.tcp));
@@ -118,6 +136,11 @@ impl Serving {
     /// URL of a path below the directory.
     pub(crate) fn url(&self, path: &str) -> String {
         self.at(&self.rdma, path)
+    }
+
+    /// URL of a path on this server, or else on another one.
+    pub(crate) fn url_or(&self, other: &Self, path: &str) -> String {
+        self.at(&format!("{},{}", self.rdma, other.rdma), path)
     }
 
     /// The same for `--tcp`.
