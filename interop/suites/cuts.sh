@@ -53,7 +53,7 @@ nfsd_cuts_sockets() {
     count_copy "$(killer_off)"
 }
 
-scenario nfsd-cuts-all server "the same, and all of them cut"
+scenario nfsd-cuts-all server "the same, and all of them cut" quick
 nfsd_cuts_all() {
     need_faults
     faults server 200
@@ -149,7 +149,7 @@ mount_cuts_sockets() {
     count_mount "$(killer_off)"
 }
 
-scenario mount-cuts-all client 'the same, and all of them cut'
+scenario mount-cuts-all client 'the same, and all of them cut' quick
 mount_cuts_all() {
     need_faults
     serve --inject disconnect=1/300,seed=9

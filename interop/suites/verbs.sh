@@ -1,0 +1,149 @@
+# RNICs: our verbs provider on Linux's software devices, in a guest. Sourced by `run`.
+#
+# The libraries and drivers are those of the host (rdma-core, Debian 12), as the guest has the same C library. The provider
+# suite is a test program: RPCRDMA_PROVIDER_SUITE names it, or the newest one that was built is taken.
+
+guest_address=10.0.2.15
+
+# Boots the guest `verbs` with a device, our program, and what it loads.
+boot_verbs() { # DEVICE [OPTION...]
+    local device=$1 tree=$scratch/tree-verbs lib=usr/lib/x86_64-linux-gnu driver library
+    shift
+    mkdir -p "$tree/$lib/libibverbs" "$tree/etc/libibverbs.d"
+    for driver in rxe siw; do
+        cp -L /$lib/libibverbs/lib$driver-rdmav*.so "$tree/$lib/libibverbs/" 2>/dev/null ||
+            skip "no ibverbs-providers on this machine"
+        echo "driver $driver" >"$tree/etc/libibverbs.d/$driver.driver"
+    done
+    for library in libibverbs.so.1 librdmacm.so.1 libnl-3.so.200 libnl-route-3.so.200; do
+        cp -L "/$lib/$library" "$tree/$lib/" 2>/dev/null || cp -L "/lib/x86_64-linux-gnu/$library" "$tree/$lib/" 2>/dev/null ||
+            skip "no $library on this machine"
+    done
+    peer=verbs
+    "$guest" boot verbs --rdma "$device" --add "$rpcrdma" --share "$tree=/" "$@"
+    inside 'uname -r' >"$scratch/kernel"
+    inside 'rpcrdma devices'
+}
+end_verbs() { "$guest" stop verbs; }
+
+# --- The provider suite ---
+
+verbs_suite() { # DEVICE
+    local program=${RPCRDMA_PROVIDER_SUITE:-}
+    if [[ ! $program ]]; then
+        program=$(find "${CARGO_TARGET_DIR:-$root/target}" -path '*/deps/provider_suite-*' -type f -executable -printf '%T@ %p\n' \
+            2>/dev/null | sort -rn | head -1 | cut -d' ' -f2-)
+    fi
+    [[ $program ]] || skip "the provider suite is not built: cargo test -p rpcrdma-tests --test provider_suite --no-run"
+    cp "$program" "$scratch/provider_suite"
+    boot_verbs "$1" --add "$scratch/provider_suite"
+    inside -t 600 "RPCRDMA_VERBS_ADDRESS=$guest_address provider_suite --test-threads 1 verbs" | tee "$scratch/suite.log"
+    local passed
+    passed=$(sed -nE 's/^test result: ok\. ([0-9]+) passed.*/\1/p' "$scratch/suite.log")
+    expect "tests of the provider suite that passed" "${passed:-0} >= 48"
+    end_verbs
+}
+scenario verbs-suite-rxe none 'the provider suite on RoCE v2 (rxe): memory windows, and registration per Call' quick
+verbs_suite_rxe() { verbs_suite rxe; }
+scenario verbs-suite-siw none 'the provider suite on iWARP (siw)'
+verbs_suite_siw() { verbs_suite siw; }
+
+# --- Our client on nfsd, both in the guest ------------------------------------------------------------------------------
+
+verbs_nfsd() { # DEVICE [OPTION of our client...]
+    local how="--provider verbs -v --mount-port 20048 --timeout 60 ${*:2}" url=nfs://$guest_address/srv
+    make_tree "$scratch/tree" 100
+    boot_verbs "$1" --nfsd --share "$scratch/tree=/given/tree"
+    inside -t 300 "rpcrdma cp -r $how /given/tree $url" | tee -a "$scratch/ours.log"
+    inside 'echo 3 >/proc/sys/vm/drop_caches'
+    inside -t 300 "rpcrdma cp -r $how $url/tree /tmp/back" | tee -a "$scratch/ours.log"
+    equal "the files and what was written" "$(host_digest "$scratch/tree")" "$(guest_digest /srv/tree)"
+    equal "the files and what was read" "$(host_digest "$scratch/tree")" "$(guest_digest /tmp/back)"
+    fact bytes $((2 * $(bytes_in "$scratch/tree")))
+    fact connections $(($(losses) + 2))
+    fact cuts "$(own_cuts)"
+    fact again "$(sent_again)"
+    expect "connections lost, no more than were cut" "$(losses) <= $(own_cuts)"
+    end_verbs
+}
+scenario verbs-nfsd-rxe none 'our client with verbs on nfsd over RoCE v2 (rxe): a tree there and back' quick
+verbs_nfsd_rxe() { verbs_nfsd rxe; }
+scenario verbs-nfsd-siw none 'our client with verbs on nfsd over iWARP (siw): a tree there and back'
+verbs_nfsd_siw() { verbs_nfsd siw; }
+scenario verbs-cuts-rxe none 'the same over RoCE v2 (rxe), and our client cuts its connections'
+verbs_cuts_rxe() { verbs_nfsd rxe --inject disconnect=1/100,seed=5 && expect "cuts, so that this says something" "$(own_cuts) >= 3"; }
+scenario verbs-cuts-siw none 'the same over iWARP (siw), and our client cuts its connections'
+verbs_cuts_siw() { verbs_nfsd siw --inject disconnect=1/100,seed=6 && expect "cuts, so that this says something" "$(own_cuts) >= 3"; }
+
+# --- Linux mounts our server, both in the guest -------------------------------------------------------------------------
+
+verbs_mount() { # DEVICE [OPTION of our server...]
+    local device=$1
+    shift
+    boot_verbs "$device"
+    inside "rpcrdma serve -v --provider verbs --listen $guest_address:20049 --tcp $guest_address:2049 --no-rpcbind \
+        --no-root-squash --handle-key /tmp/key --ready-file /tmp/ready $* /srv </dev/null >/tmp/serve.log 2>&1 & echo \$! >/tmp/serve.pid
+        for i in \$(seq 100); do [ -s /tmp/ready ] && exit; sleep 0.1; done; cat /tmp/serve.log; exit 1"
+    inside -t 60 "mkdir -p /mnt; mount.nfs $guest_address:/srv /mnt -o rdma,port=20049,vers=3,nolock,mountproto=tcp,mountport=2049"
+    inside -t 300 '/interop/posix /mnt/p'
+    inside -t 300 'dd if=/dev/urandom of=/tmp/up bs=1M count=16 2>/dev/null; cp /tmp/up /mnt/up; sync; echo 3 >/proc/sys/vm/drop_caches
+        cmp /tmp/up /mnt/up && cmp /tmp/up /srv/up'
+    fact bytes $((2 * 16777216))
+    local connections again cuts
+    read -r connections again < <(linux_counts)
+    inside -t 60 'cd /; umount /mnt; kill -INT $(cat /tmp/serve.pid); while [ -d /proc/$(cat /tmp/serve.pid) ]; do sleep 0.1; done
+        ! grep panicked /tmp/serve.log; cat /tmp/serve.log' >"$scratch/serve.log"
+    cuts=$(served_cuts)
+    fact connections "$connections"
+    fact again "$again"
+    fact cuts "$cuts"
+    [[ $* ]] || expect "connections" "$connections == 1"
+    [[ ! $* ]] || expect "cuts, so that this says something" "$cuts >= 3"
+    end_verbs
+}
+scenario verbs-mount-rxe none 'Linux mounts our server with verbs over RoCE v2 (rxe): the POSIX workload, 16 MiB each way' quick
+verbs_mount_rxe() { verbs_mount rxe; }
+scenario verbs-mount-siw none 'Linux mounts our server with verbs over iWARP (siw): the POSIX workload, 16 MiB each way'
+verbs_mount_siw() { verbs_mount siw; }
+scenario verbs-mount-cuts-rxe none 'the same over RoCE v2 (rxe), and our server cuts its connections'
+verbs_mount_cuts_rxe() { verbs_mount rxe --inject disconnect=1/200,seed=7; }
+
+# --- Two iWARP stacks on one TCP connection: verbs on siw in the guest, software iWARP on the host ----------------------
+
+scenario verbs-softiwarp-client none 'software iWARP on the host on our server with verbs over siw in the guest: a tree there and back, with cuts'
+verbs_softiwarp_client() {
+    make_tree "$scratch/tree" 100
+    boot_verbs siw --forward 20049
+    inside "rpcrdma serve -v --provider verbs --listen $guest_address:20049 --tcp none --no-rpcbind --no-root-squash \
+        --handle-key /tmp/key --ready-file /tmp/ready /srv </dev/null >/tmp/serve.log 2>&1 & echo \$! >/tmp/serve.pid
+        for i in \$(seq 100); do [ -s /tmp/ready ] && exit; sleep 0.1; done; cat /tmp/serve.log; exit 1"
+    local how=(--timeout 60 --crc off --inject disconnect=1/200,seed=8)
+    ours cp -v -r "${how[@]}" "$scratch/tree" "$(url)"
+    ours cp -v -r "${how[@]}" "$(url /tree)" "$scratch/back"
+    diff -r --no-dereference "$scratch/tree" "$scratch/back"
+    fact bytes $((2 * $(bytes_in "$scratch/tree")))
+    fact connections $(($(losses) + 2))
+    fact cuts "$(own_cuts)"
+    fact again "$(sent_again)"
+    expect "connections lost, no more than were cut" "$(losses) <= $(own_cuts)"
+    end_verbs
+}
+
+scenario verbs-softiwarp-server none 'our client with verbs over siw in the guest on software iWARP on the host: a tree there and back, with cuts'
+verbs_softiwarp_server() {
+    make_tree "$scratch/tree" 100
+    serve
+    boot_verbs siw --share "$scratch/tree=/given/tree"
+    local how="--provider verbs -v --timeout 60 --inject disconnect=1/200,seed=9" url=nfs://10.0.2.2:$rdma_port/export
+    inside -t 300 "rpcrdma cp -r $how /given/tree $url" | tee -a "$scratch/ours.log"
+    inside -t 300 "rpcrdma cp -r $how $url/tree /tmp/back" | tee -a "$scratch/ours.log"
+    equal "the files and what was written" "$(host_digest "$scratch/tree")" "$(host_digest "$scratch/export/tree")"
+    equal "the files and what was read" "$(host_digest "$scratch/tree")" "$(guest_digest /tmp/back)"
+    fact bytes $((2 * $(bytes_in "$scratch/tree")))
+    fact connections "$(served_connections)"
+    fact cuts "$(own_cuts)"
+    fact again "$(sent_again)"
+    expect "connections lost, no more than were cut" "$(losses) <= $(own_cuts)"
+    serve_stop
+    end_verbs
+}
