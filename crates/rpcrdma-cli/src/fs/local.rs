@@ -16,7 +16,7 @@ use rustix::{
     fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid},
     io::Errno,
 };
-use tokio::task::spawn_blocking;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{Change, Entry, FsError, Kind, Meta, Object, Special, Time, Written};
 
@@ -33,6 +33,14 @@ pub(crate) struct LocalDir {
 #[derive(Clone)]
 pub(crate) struct File {
     file: Arc<std::fs::File>,
+    /// Turns to write.
+    writers: Arc<Semaphore>,
+}
+
+impl From<OwnedFd> for File {
+    fn from(fd: OwnedFd) -> Self {
+        Self { file: Arc::new(fd.into()), writers: Arc::new(Semaphore::new(1)) }
+    }
 }
 
 pub(crate) struct Lister {
@@ -175,7 +183,7 @@ impl LocalDir {
             if !FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode).is_file() {
                 return Err(Errno::INVAL.into());
             }
-            Ok(File { file: Arc::new(fd.into()) })
+            Ok(File::from(fd))
         })
         .await
     }
@@ -191,7 +199,7 @@ impl LocalDir {
                 }
                 other => other?,
             };
-            Ok(File { file: Arc::new(fd.into()) })
+            Ok(File::from(fd))
         })
         .await
     }
@@ -345,6 +353,8 @@ impl File {
     }
 
     pub(super) async fn write(&self, at: u64, len: u32, buf: Region) -> Result<(Written, Region), FsError> {
+        // The system lets one write at a time into a file; threads that wait for each other there burn processor time.
+        let _turn = self.writers.acquire().await;
         let file = Arc::clone(&self.file);
         blocking(move || {
             let data = buf.get(..len as usize).unwrap_or_default();
