@@ -260,6 +260,10 @@ impl Session {
                     first.get_or_insert(e);
                     depth -= 1;
                 }
+                Err(Error::Mount { .. }) if components.is_empty() => {
+                    let hint = format!("this is no export; rpcrdma ls {target} shows what is");
+                    return Err(Failure::of(target, hint));
+                }
                 Err(e) => return Err(fail(first.unwrap_or(e))),
             }
         };
@@ -284,6 +288,15 @@ impl Session {
             _ => None,
         };
         Ok(Place { parent: Some((dir, last.to_vec())), found, dir: below, name, shown })
+    }
+
+    /// What a server exports, for a URL that names nothing but the server, unless its root can be mounted.
+    pub(crate) async fn exports_instead(&mut self, target: &Target) -> Result<Option<Vec<Vec<u8>>>, Failure> {
+        if target.path.iter().any(|b| *b != b'/') {
+            return Ok(None);
+        }
+        let exports = self.connect(target).await?.exports().await.map_err(|e| Failure::of(target, e))?;
+        Ok((!exports.iter().any(|path| path == b"/")).then_some(exports))
     }
 
     /// Connections that were lost and made again.

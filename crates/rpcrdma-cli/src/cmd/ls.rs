@@ -12,10 +12,11 @@ use crate::{
     units,
 };
 
-/// List directories of a server
+/// List directories of a server, or what it exports
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
+  rpcrdma ls nfs://server               the paths that the server exports
   rpcrdma ls nfs://server/srv/data
   rpcrdma ls -lR nfs://server/srv/data/src")]
 pub(crate) struct Ls {
@@ -76,6 +77,12 @@ impl Ls {
 
     /// Lists what a URL names; returns how many directories below it could not be listed.
     async fn one(&self, session: &mut Session, out: &mut Out, url: &Target) -> Result<u64, Failure> {
+        if let Some(exports) = session.exports_instead(url).await? {
+            for path in exports {
+                out.line(show(&path))?;
+            }
+            return Ok(0);
+        }
         let (place, object) = session.existing(url).await?;
         let Some(dir) = place.dir else {
             let entry = Entry { name: place.name, object };

@@ -211,3 +211,18 @@ fn a_silent_server_is_given_up_in_time() {
     server.thaw();
     ok(["ls", &server.url("")]);
 }
+
+#[test]
+fn a_url_without_a_path_lists_what_is_exported() {
+    let server = Serving::unsquashed();
+    let export = server.dir.to_str().unwrap().to_owned();
+    let path_of =
+        |url: String| url.split_once("//").map(|(_, rest)| rest[..rest.find('/').unwrap()].to_owned());
+    for (tcp, url) in [(None, server.url("")), (Some("--tcp"), server.tcp_url(""))] {
+        let bare = format!("nfs://{}", path_of(url).unwrap());
+        let args: Vec<&str> = ["ls"].into_iter().chain(tcp).chain([bare.as_str()]).collect();
+        assert_eq!(ok(args).lines().collect::<Vec<_>>(), [&export]);
+        let args: Vec<&str> = ["stat"].into_iter().chain(tcp).chain([bare.as_str()]).collect();
+        assert!(fails(1, args).contains("rpcrdma ls"));
+    }
+}

@@ -4,6 +4,7 @@ mod backoff;
 mod channel;
 mod link;
 mod mount;
+mod mountd;
 mod nfs;
 pub(crate) mod oneshot;
 mod rdma;

@@ -10,14 +10,10 @@ use std::{
 };
 
 use rpcrdma_fabric::{ConnectError, Connector};
-use rpcrdma_nfs::{
-    mount::{self, DirPath, MntResult},
-    v3::{self, FsInfo, Handle},
-};
+use rpcrdma_nfs::v3::{self, FsInfo, Handle};
 use rpcrdma_proto::{
-    rpc::{self, AuthSys, CallHeader, Flavor, Groups, OpaqueAuth, ReplyHeader, Xid},
-    rpcbind::{self, Mapping},
-    xdr::{Decode, Encode, Reader, Writer},
+    rpc::{self, AuthSys, Flavor, Groups, OpaqueAuth},
+    xdr::{Encode, Writer},
 };
 
 use tokio::time::timeout;
@@ -25,9 +21,8 @@ use tracing::warn;
 
 use super::{
     Target,
-    channel::{Call, Channel, Finished, Xids, channel},
+    channel::{Channel, Xids, channel},
     link::Link,
-    oneshot::{self, Procedure},
     rdma::{self, Dialer, RdmaConfig},
     servers::{Route, Servers},
     tcp,
@@ -133,10 +128,10 @@ pub(crate) struct Inner {
     /// Body of the AUTH_SYS credential.
     cred: Vec<u8>,
     /// Where the NFS service is.
-    servers: Arc<Servers>,
+    pub(super) servers: Arc<Servers>,
     /// The same as it stands in a URL.
-    host: String,
-    mount_port: Option<u16>,
+    pub(super) host: String,
+    pub(super) mount_port: Option<u16>,
     /// Most bytes per READ and WRITE that the caller wants.
     io_size: u32,
     pub(crate) pools: Pools,
@@ -233,11 +228,19 @@ impl Mount {
     /// If the server does not let us mount, or has no directory at this path.
     pub async fn mount(&self, path: &[u8]) -> Result<Self, Error> {
         let inner = &self.inner;
-        let root = inner.find_root(path).await?;
+        let root = inner.mnt(path).await?;
         let info = self.fs_info(root).await?;
         let limit = |max: u32, preferred: u32| if preferred == 0 { max } else { preferred.min(max.max(1)) };
         let io = inner.io_size.min(limit(info.rtmax, info.rtpref)).min(limit(info.wtmax, info.wtpref));
         Ok(Self { inner: Arc::clone(inner), root, info, io_size: io.max(512) })
+    }
+
+    /// Paths that the server exports, in order, as its MOUNT service tells them.
+    ///
+    /// # Errors
+    /// If there is no MOUNT service, or it does not tell.
+    pub async fn exports(&self) -> Result<Vec<Vec<u8>>, Error> {
+        self.inner.exports().await
     }
 
     /// The same directory over the same connections, on behalf of somebody else.
@@ -307,42 +310,6 @@ impl Inner {
     pub(crate) fn auth(&self) -> OpaqueAuth<'_> {
         OpaqueAuth { flavor: Flavor::SYS, body: &self.cred }
     }
-
-    /// Asks the MOUNT service for the handle of a path.
-    async fn find_root(&self, path: &[u8]) -> Result<Handle, Error> {
-        let auth = self.auth();
-        let at = |port| SocketAddr::new(self.servers.route().to.ip(), port);
-        if let Some(port) = self.mount_port {
-            return mount_over_tcp(at(port), path, auth).await;
-        }
-        // A server like ours answers MOUNT wherever it answers NFS.
-        match mount_over(&self.wires.channels.0[0], path, auth).await {
-            Err(Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. })) => {}
-            Ok(result) => return handle(result, path),
-            Err(e) => return Err(e),
-        }
-        match mount_over_tcp(at(v3::PORT_TCP), path, auth).await {
-            Err(
-                Error::Rpc(rpc::Fault::ProgUnavail | rpc::Fault::ProgMismatch { .. }) | Error::Tcp { .. },
-            ) => {}
-            found => return found,
-        }
-        let query = Mapping { prog: mount::PROGRAM, vers: mount::VERSION, prot: rpcbind::PROT_TCP, port: 0 };
-        let getport = Procedure {
-            prog: rpcbind::PROGRAM,
-            vers: rpcbind::v2::VERSION,
-            proc: rpcbind::v2::GETPORT,
-            what: "rpcbind",
-        };
-        let port = match oneshot::call(at(rpcbind::PORT), getport, OpaqueAuth::NONE, &query).await {
-            Ok((reply, at)) => Reader::new(&reply[at..]).u32()?,
-            Err(_) => 0,
-        };
-        match u16::try_from(port) {
-            Ok(port) if port != 0 => mount_over_tcp(at(port), path, auth).await,
-            _ => Err(Error::NoMountService { host: self.host.clone() }),
-        }
-    }
 }
 
 fn credential(identity: &Identity, seed: Option<u64>) -> Vec<u8> {
@@ -378,46 +345,4 @@ impl Attempts {
         servers.failed(at.to);
         Ok(())
     }
-}
-
-fn handle(result: MntResult, path: &[u8]) -> Result<Handle, Error> {
-    match result.0 {
-        Ok(ok) => Ok(ok.handle),
-        Err(status) => Err(Error::Mount { path: String::from_utf8_lossy(path).into_owned(), status }),
-    }
-}
-
-const MNT: Procedure = Procedure {
-    prog: mount::PROGRAM,
-    vers: mount::VERSION,
-    proc: mount::Proc::Mnt as u32,
-    what: "the MOUNT service",
-};
-
-async fn mount_over_tcp(to: SocketAddr, path: &[u8], auth: OpaqueAuth<'_>) -> Result<Handle, Error> {
-    let (reply, at) = oneshot::call(to, MNT, auth, &DirPath(path)).await?;
-    handle(MntResult::decode(&mut Reader::new(&reply[at..]))?, path)
-}
-
-async fn mount_over(channel: &Channel, path: &[u8], auth: OpaqueAuth<'_>) -> Result<MntResult, Error> {
-    let mut w = channel.writer();
-    CallHeader {
-        xid: Xid(0),
-        prog: MNT.prog,
-        vers: MNT.vers,
-        proc: MNT.proc,
-        cred: auth,
-        verf: OpaqueAuth::NONE,
-    }
-    .encode(&mut w);
-    DirPath(path).encode(&mut w);
-    let (message, hole) = w.into_parts();
-    // Header, status, handle and the longest list of flavors.
-    let reply_max = rpc::REPLY_HEADER + 4 + 68 + 4 + 4 * mount::FLAVORS_MAX;
-    let Finished { outcome, .. } =
-        channel.call(Call { message, hole, argument: None, result: None, result_max: 0, reply_max }).await;
-    let reply = outcome?;
-    let mut r = Reader::new(reply.message());
-    ReplyHeader::decode(&mut r)?.status.map_err(Error::Rpc)?;
-    Ok(MntResult::decode(&mut r)?)
 }
