@@ -221,7 +221,7 @@ impl Session {
         let give_up = config.rdma.give_up;
         let mount =
             Mount::connect(&self.transport, target, config).await.map_err(|e| Failure::of(target, e))?;
-        watch(&mount, &authority, give_up);
+        watch(&mount, &authority, give_up, self.options.tcp);
         self.servers.push((authority, mount.clone()));
         Ok(mount)
     }
@@ -342,15 +342,22 @@ async fn resolve_path(path: &std::path::Path) -> Result<Place, Failure> {
 }
 
 /// Tells the user when the server has gone, and when it is back.
-fn watch(mount: &Mount, host: &str, give_up: Option<Duration>) {
+fn watch(mount: &Mount, host: &str, give_up: Option<Duration>, tcp: bool) {
     let metrics = Arc::downgrade(mount.metrics());
     let host = host.to_owned();
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
-        let (mut connects, mut gone) = (0, 0);
+        let (mut connects, mut gone, mut mute) = (0, 0, false);
         loop {
             ticks.tick().await;
             let Some(metrics) = metrics.upgrade() else { return };
+            if !mute && metrics.replies.get() == 0 && metrics.losses.get() > 2 {
+                mute = true;
+                let hint = if tcp { "; if it is a port for RDMA, leave --tcp out" } else { "" };
+                crate::out::note(&format!(
+                    "{host} takes connections and closes them without an answer{hint}"
+                ));
+            }
             if metrics.connects.get() > connects {
                 if gone > 1 {
                     crate::out::note(&format!("connected to {host} again"));

@@ -226,3 +226,14 @@ fn a_url_without_a_path_lists_what_is_exported() {
         assert!(fails(1, args).contains("rpcrdma ls"));
     }
 }
+
+#[test]
+fn a_port_for_rdma_that_is_taken_for_one_of_tcp_is_told() {
+    let server = Serving::unsquashed();
+    let done = run(["ls", "--tcp", "--timeout", "4", &server.url("")]);
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.stderr.contains("leave --tcp out"), "{done:?}");
+    let done = run(["ls", &server.tcp_url("")]);
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.stderr.contains("use --tcp"), "{done:?}");
+}
