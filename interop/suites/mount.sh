@@ -11,11 +11,16 @@ finish_mount() {
     if [[ ${1:-} ]]; then fact cuts "$1"; else fact cuts 0; expect "connections" "$connections == 1"; fi
 }
 
+# Devices and owners are for root to change, there and here.
+posix_workload() { inside -t 200 '/interop/posix /mnt/p'; }
+need_root() { ((EUID == 0)) || skip "our server has to run as root to change owners"; }
+
 scenario mount-posix client 'Linux mounts our server: create, rename, unlink while open, truncate, append, sparse files, links, modes, times, df' quick
 mount_posix() {
+    need_root
     serve
     mount_ours
-    inside -t 200 '/interop/posix /mnt/p'
+    posix_workload
     finish_mount
 }
 
@@ -75,19 +80,21 @@ mount_dbench() {
 
 scenario mount-crc 'client --append siw.mpa_crc_required=1' 'the POSIX workload, on a Linux that insists on CRC32c and a server that would do without'
 mount_crc() {
+    need_root
     inside 'test "$(cat /sys/module/siw/parameters/mpa_crc_required)" = Y' || skip "this siw cannot insist on CRC32c"
     serve --crc off
     mount_ours
-    inside -t 200 '/interop/posix /mnt/p'
+    posix_workload
     finish_mount
 }
 
 scenario mount-peer-to-peer 'client --append siw.peer_to_peer=1' 'the POSIX workload, on a Linux that starts peer to peer'
 mount_peer_to_peer() {
+    need_root
     inside 'test "$(cat /sys/module/siw/parameters/peer_to_peer)" = Y' || skip "this siw cannot start peer to peer"
     serve
     mount_ours
-    inside -t 200 '/interop/posix /mnt/p'
+    posix_workload
     finish_mount
 }
 
