@@ -5,6 +5,8 @@
 
 use std::{fmt, time::Duration};
 
+use rpcrdma::client::RdmaConfig;
+
 /// How long attributes of one kind of object are believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheTime {
@@ -29,7 +31,7 @@ pub enum Proto {
 pub struct MountOptions {
     /// Nothing may be changed.
     pub read_only: bool,
-    /// Try for ever. Otherwise give up after [`MountOptions::give_up`], with EIO.
+    /// Try for ever. Otherwise give up after `timeo` and `retrans` times as long again, with EIO.
     pub hard: bool,
     /// How long a connection may be silent with a Call outstanding.
     pub timeo: Duration,
@@ -240,12 +242,10 @@ impl MountOptions {
         self.dirs = self.files;
     }
 
-    /// How long a Call is tried: `None` on a hard mount, else `timeo` for the first and each later try, which wait
-    /// longer each time.
+    /// How long connections wait and Calls are tried.
     #[must_use]
-    pub fn give_up(&self) -> Option<Duration> {
-        let tries = u64::from(self.retrans.min(1000)) + 1;
-        (!self.hard).then(|| self.timeo.saturating_mul((tries * (tries + 1) / 2) as u32))
+    pub fn patience(&self, config: RdmaConfig) -> RdmaConfig {
+        if self.hard { config.hard(self.timeo) } else { config.soft(self.timeo, self.retrans) }
     }
 }
 
@@ -270,9 +270,8 @@ mod tests {
         assert!(o.read_only && !o.hard);
         assert_eq!((o.rsize, o.wsize, o.nconnect, o.port), (Some(65536), Some(4096), Some(4), Some(2050)));
         assert_eq!(o.proto, Proto::Tcp);
-        // 5 s, then 10, 15 and 20.
-        assert_eq!(o.give_up(), Some(Duration::from_secs(50)));
-        assert_eq!(parse("hard,soft,hard").unwrap().give_up(), None);
+        assert_eq!(o.patience(RdmaConfig::default()).give_up, Some(Duration::from_secs(20)));
+        assert_eq!(parse("hard,soft,hard").unwrap().patience(RdmaConfig::default()).give_up, None);
         let o = parse("noac").unwrap();
         assert_eq!((o.files, o.sync), (CacheTime { min: Duration::ZERO, max: Duration::ZERO }, true));
         assert_eq!(parse("actimeo=7").unwrap().dirs.max, Duration::from_secs(7));

@@ -20,6 +20,7 @@ use fuser::{Config, MountOption, Session, SessionACL};
 use rpcrdma::{
     client::{Identity, Mount},
     error::Error,
+    metrics::ClientMetrics,
 };
 use rustix::{fs::statfs, io::Errno, mount::UnmountFlags};
 use tokio::{runtime::Handle, sync::watch};
@@ -116,10 +117,13 @@ impl Mounting {
 }
 
 fn config(options: &MountOptions, source: &str, rsize: u32) -> Config {
+    // Root's options go to the kernel as they are, others' through fusermount, which splits them at commas.
+    let root = rustix::process::geteuid().is_root();
+    let source = if root { source.to_owned() } else { source.replace(',', "\\,") };
     let choose = |yes, on, off| if yes { on } else { off };
     let mut config = Config::default();
     config.mount_options = vec![
-        MountOption::FSName(source.replace(',', "\\,")),
+        MountOption::FSName(source),
         MountOption::CUSTOM("subtype=rpcrdma".to_owned()),
         MountOption::CUSTOM(format!("max_read={rsize}")),
         MountOption::DefaultPermissions,
@@ -160,6 +164,12 @@ impl Mounted {
     #[must_use]
     pub fn on(&self) -> &Path {
         &self.on
+    }
+
+    /// What its connections count.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<ClientMetrics> {
+        self.shared.users.owner().mount.metrics()
     }
 
     /// Waits until the mount has ended, and everything that was written is durable.

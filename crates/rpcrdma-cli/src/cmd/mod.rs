@@ -9,6 +9,7 @@ mod generate;
 mod loopback;
 mod ls;
 mod mkdir;
+mod mount;
 mod ping;
 mod rm;
 mod serve;
@@ -45,6 +46,7 @@ Examples:
   rpcrdma serve /srv/data                   serve a directory
   rpcrdma cp -r nfs://server/srv/data copy  copy it, from another machine
   rpcrdma ls -l nfs://server/srv/data       look at it
+  rpcrdma mount nfs://server/srv/data /mnt  use it with any program
   rpcrdma ping nfs://server                 see how fast it answers
 
 Exit status: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."
@@ -71,6 +73,7 @@ enum Command {
     Cp(cp::Cp),
     Rm(rm::Rm),
     Mkdir(mkdir::Mkdir),
+    Mount(mount::Mount),
     Df(df::Df),
     Ping(ping::Ping),
     Demo(demo::Demo),
@@ -90,6 +93,7 @@ impl Command {
             Self::Cp(_) => "cp",
             Self::Rm(_) => "rm",
             Self::Mkdir(_) => "mkdir",
+            Self::Mount(_) => "mount",
             Self::Df(_) => "df",
             Self::Ping(_) => "ping",
             Self::Demo(_) => "demo",
@@ -109,6 +113,7 @@ impl Command {
             Self::Cp(c) => c.run(),
             Self::Rm(c) => block_on(c.run()),
             Self::Mkdir(c) => block_on(c.run()),
+            Self::Mount(c) => c.run(),
             Self::Df(c) => block_on(c.run()),
             Self::Ping(c) => block_on(c.run()),
             Self::Demo(c) => c.run(),
@@ -122,7 +127,7 @@ impl Command {
 
 /// Runs the command that the arguments ask for.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(mount::as_helper(std::env::args_os()));
     out::set_up(cli.command.name(), cli.quiet);
     log(cli.verbose, cli.quiet);
     more_descriptors();

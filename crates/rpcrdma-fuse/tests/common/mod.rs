@@ -73,7 +73,7 @@ impl Rig {
         let mut mount_options = MountOptions::default();
         mount_options.apply(options).unwrap();
         let mut config = MountConfig::default();
-        config.rdma.give_up = mount_options.give_up();
+        config.rdma = mount_options.patience(config.rdma);
         let identity = config.identity.clone();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
