@@ -321,7 +321,7 @@ pub trait QueuePair: Send {
     fn post(&mut self, work: Work) -> Result<(), Rejected<Work>>;
 
     /// Lets the peer reach the first `len` bytes of `region`, for reading or for writing, until it is invalidated
-    /// by either side.
+    /// by either side. It is open when the peer gets a message that is posted afterwards, and may not be before.
     ///
     /// # Errors
     /// The region comes back if it is not taken.

@@ -1,9 +1,10 @@
 //! Accounts for the Send queue: which work requests are with the device, and which work is done.
 //!
 //! # Operation
-//! Work requests are numbered in the order of posting. Only the last of a chain is signalled; its completion says that all
-//! before it are complete, because requests of one queue pair complete in order. A piece of work is some requests in a row,
-//! or none, and is done when its last one is.
+//! Work requests are numbered in the order of posting. Only some are signalled: the last of each chain, and the last of each
+//! RDMA Read. A completion says that all requests before it are complete, too, except for Reads: iWARP devices complete a
+//! Send while the answer to an earlier Read is still on its way, so a Read is done only by a completion of its own. A piece
+//! of work is some requests in a row, or none. Work is reported in the order of posting.
 //!
 //! # Limits
 //! At most `depth` requests are with the device. It need not be more than the Send queue holds, and every chain that fills
@@ -11,25 +12,41 @@
 
 use std::collections::VecDeque;
 
+/// A piece of work whose requests are all posted.
+struct Entry<T> {
+    /// Numbers of its first request, and of the one behind its last.
+    start: u64,
+    end: u64,
+    /// A Read without its completion.
+    waits: bool,
+    work: T,
+}
+
 /// The account, with a `T` for each piece of work.
 pub(crate) struct Ledger<T> {
     depth: u64,
     /// Requests posted so far: the number of the next one.
     posted: u64,
-    /// Requests that are complete: all with lower numbers.
+    /// Requests that are complete, if they are not Reads: all with lower numbers.
     completed: u64,
-    /// Work whose requests are all posted, each with the number behind its last request.
-    under_way: VecDeque<(u64, T)>,
+    /// Where the last piece of work ends.
+    end: u64,
+    under_way: VecDeque<Entry<T>>,
 }
 
 impl<T> Ledger<T> {
     pub(crate) fn new(depth: u32) -> Self {
-        Self { depth: u64::from(depth), posted: 0, completed: 0, under_way: VecDeque::new() }
+        Self { depth: u64::from(depth), posted: 0, completed: 0, end: 0, under_way: VecDeque::new() }
     }
 
     /// Requests that may be posted now.
     pub(crate) fn room(&self) -> usize {
-        usize::try_from(self.depth.saturating_sub(self.posted - self.completed)).unwrap_or(usize::MAX)
+        // What a Read has not given back is counted with all that was posted after it.
+        let oldest = match self.under_way.front() {
+            Some(entry) if entry.waits => entry.start.min(self.completed),
+            _ => self.completed,
+        };
+        usize::try_from(self.depth.saturating_sub(self.posted - oldest)).unwrap_or(usize::MAX)
     }
 
     /// The number of the next request.
@@ -42,27 +59,37 @@ impl<T> Ledger<T> {
         self.posted += requests as u64;
     }
 
-    /// The last request of a piece of work will be, or has been, the one before `end`.
-    pub(crate) fn push(&mut self, end: u64, work: T) {
-        self.under_way.push_back((end, work));
+    /// The last request of a piece of work will be, or has been, the one before `end`. `read` says that it is signalled, and
+    /// that nothing else tells of its completion.
+    pub(crate) fn push(&mut self, end: u64, read: bool, work: T) {
+        let start = std::mem::replace(&mut self.end, end);
+        self.under_way.push_back(Entry { start, end, waits: read && end > start, work });
     }
 
-    /// The device has completed a signalled request. `false` if there is no such request.
+    /// The device has completed a signalled request. `false` if there can be no such request.
     pub(crate) fn complete(&mut self, number: u64) -> bool {
-        let known = (self.completed..self.posted).contains(&number);
-        if known {
-            self.completed = number + 1;
+        if number >= self.posted {
+            return false;
         }
-        known
+        let at = self.under_way.partition_point(|entry| entry.end <= number);
+        let read = self.under_way.get_mut(at).filter(|entry| entry.waits && entry.end == number + 1);
+        let late = number < self.completed;
+        if let Some(entry) = read {
+            entry.waits = false;
+        } else if late {
+            return false;
+        }
+        self.completed = self.completed.max(number + 1);
+        true
     }
 
     /// The next piece of work that is done.
     pub(crate) fn pop_done(&mut self) -> Option<T> {
-        let (end, _) = self.under_way.front()?;
-        if *end > self.completed {
+        let entry = self.under_way.front()?;
+        if entry.waits || entry.end > self.completed {
             return None;
         }
-        self.under_way.pop_front().map(|(_, work)| work)
+        self.under_way.pop_front().map(|entry| entry.work)
     }
 
     /// Pieces of work that are not known to be done.
@@ -72,7 +99,7 @@ impl<T> Ledger<T> {
 
     /// All that is left, when the queue pair is gone.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
-        self.under_way.drain(..).map(|(_, work)| work)
+        self.under_way.drain(..).map(|entry| entry.work)
     }
 }
 
@@ -84,12 +111,12 @@ mod tests {
     fn one_completion_is_for_all_before_it() {
         let mut ledger = Ledger::new(8);
         assert_eq!(ledger.room(), 8);
-        ledger.push(2, "two requests");
-        ledger.push(3, "one");
-        ledger.push(3, "none");
+        ledger.push(2, false, "two requests");
+        ledger.push(3, false, "one");
+        ledger.push(3, false, "none");
         ledger.posted(3);
         assert_eq!((ledger.room(), ledger.next(), ledger.pop_done()), (5, 3, None));
-        ledger.push(4, "later");
+        ledger.push(4, false, "later");
         ledger.posted(1);
         assert!(ledger.complete(2));
         let done: Vec<_> = std::iter::from_fn(|| ledger.pop_done()).collect();
@@ -106,9 +133,24 @@ mod tests {
         assert!(ledger.complete(1));
         assert_eq!((ledger.room(), ledger.pop_done()), (2, None));
         ledger.posted(1);
-        ledger.push(3, ());
+        ledger.push(3, false, ());
         assert!(ledger.complete(2));
         assert_eq!(ledger.pop_done(), Some(()));
+    }
+
+    #[test]
+    fn a_read_is_done_by_its_own_completion_alone() {
+        let mut ledger = Ledger::new(6);
+        ledger.push(1, false, "write");
+        ledger.push(3, true, "read");
+        ledger.push(4, false, "send");
+        ledger.posted(4);
+        assert!(ledger.complete(3), "the Send");
+        assert_eq!((ledger.pop_done(), ledger.pop_done()), (Some("write"), None));
+        assert_eq!(ledger.room(), 3, "the Read has its two, and the Send stands behind it");
+        assert!(ledger.complete(2), "the Read, late");
+        assert_eq!((ledger.pop_done(), ledger.pop_done(), ledger.room()), (Some("read"), Some("send"), 6));
+        assert!(!ledger.complete(2), "not twice");
     }
 
     #[test]
@@ -124,7 +166,7 @@ mod tests {
     #[test]
     fn work_without_requests_is_done_when_nothing_is_ahead_of_it() {
         let mut ledger = Ledger::new(4);
-        ledger.push(ledger.next(), 1);
+        ledger.push(ledger.next(), false, 1);
         assert_eq!(ledger.pop_done(), Some(1));
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! # Operation
 //! Posting and exposing put work into a queue here. `poll` posts it, Receives first, in chains of up to 32 requests with
-//! one call each, of which only the last is signalled; then it takes completions until there are none, asks the device for
-//! an event, looks once more, and waits for the completion channel and the connection manager. An exposure through a window
-//! is a request too and precedes the Send that tells the peer about it, in the same chain.
+//! one call each, of which only the last is signalled, and Reads; then it takes completions until there are none, asks the
+//! device for an event, looks once more, and waits for the completion channel and the connection manager. An exposure
+//! through a window is a request too and precedes the Send that tells the peer about it, in the same chain.
 //!
 //! # Who owns which memory
 //! Receives, work and exposures are in one of three places: `recvs`, `pending` with `ledger`, and `exposures`. They leave
@@ -99,7 +99,8 @@ struct Exposure {
 
 /// What opens it to the peer.
 enum Guard {
-    Window(Window),
+    /// With the registration behind it, if that is this region's alone.
+    Window(Window, Option<Mr>),
     /// Given up to close it.
     Registration(Mr),
     /// Nothing: an empty region.
@@ -295,11 +296,11 @@ impl VerbsQueuePair {
                     None => break,
                     Some(Pending::Bare(request)) => {
                         batch.push(request);
-                        self.ledger.push(end + 1, UnderWay::Bare);
+                        self.ledger.push(end + 1, false, UnderWay::Bare);
                     }
                     Some(Pending::Invalidate { tag }) => {
                         batch.push(Request::Invalidate { tag });
-                        self.ledger.push(end + 1, UnderWay::Invalidate { tag });
+                        self.ledger.push(end + 1, false, UnderWay::Invalidate { tag });
                     }
                     Some(Pending::Work(mut posting)) => {
                         let request = posting.next(longest, can_invalidate, inline_max);
@@ -307,7 +308,8 @@ impl VerbsQueuePair {
                         batch.extend(request);
                         if posting.is_done() {
                             let Posting { work, sink, .. } = posting;
-                            self.ledger.push(end, UnderWay::Work { work, _sink: sink });
+                            let read = matches!(work, Work::Read { .. });
+                            self.ledger.push(end, read, UnderWay::Work { work, _sink: sink });
                         } else {
                             self.pending.push_front(Pending::Work(posting));
                         }
@@ -345,7 +347,7 @@ impl VerbsQueuePair {
                     // The peer was faster.
                     None => {
                         if let Some(window) = self.late_windows.remove(&tag) {
-                            self.recycle(tag, Guard::Window(window));
+                            self.recycle(tag, Guard::Window(window, None));
                         }
                     }
                 },
@@ -356,9 +358,10 @@ impl VerbsQueuePair {
     /// What opened a region to the peer does so no more.
     fn recycle(&mut self, tag: u32, guard: Guard) {
         match guard {
-            Guard::Window(mut window) => {
+            Guard::Window(mut window, backing) => {
                 window.bound(tag);
                 self.free_windows.push_back(window);
+                drop(backing);
             }
             Guard::Registration(mr) => drop(mr),
             Guard::Empty => {}
@@ -392,12 +395,14 @@ impl VerbsQueuePair {
         self.recvs_posted -= 1;
         self.nudge = None;
         let mut invalidated = None;
-        if wc.wc_flags & verbs::WC_WITH_INV != 0 {
+        let soft_roce = self.domain.device().abilities.soft_roce;
+        let flag = if soft_roce { verbs::WC_WITH_INV_KERNEL } else { verbs::WC_WITH_INV };
+        if wc.wc_flags & flag != 0 {
             let tag = wc.invalidated_rkey;
             invalidated = Some(Stag(tag));
             if let Some(Exposure { region, guard, closing }) = self.exposures.remove(&tag) {
                 match guard {
-                    Guard::Window(window) if closing => drop(self.late_windows.insert(tag, window)),
+                    Guard::Window(window, _) if closing => drop(self.late_windows.insert(tag, window)),
                     guard => self.recycle(tag, guard),
                 }
                 done.push(Completion::Reclaimed { stag: Stag(tag), buf: region });
@@ -587,9 +592,9 @@ impl VerbsQueuePair {
             self.late_windows.clear();
             for exposure in self.exposures.values_mut() {
                 exposure.guard = match std::mem::replace(&mut exposure.guard, Guard::Empty) {
-                    Guard::Window(window) => {
+                    Guard::Window(window, backing) => {
                         drop(window);
-                        Guard::Empty
+                        backing.map_or(Guard::Empty, Guard::Registration)
                     }
                     other => other,
                 };
@@ -643,7 +648,15 @@ impl VerbsQueuePair {
             let mr = unsafe { Mr::of_region(&self.domain, region, 0, len as usize, rights) }?;
             return Ok((mr.rkey, Guard::Registration(mr)));
         }
-        let (_, block) = BlockMr::of(&self.domain, region)?;
+        let (block, backing) = if self.domain.device().abilities.soft_roce {
+            // SAFETY: as above; the window is closed or freed before.
+            let mr = unsafe {
+                Mr::of_region(&self.domain, region, 0, len as usize, Rights::Local { windows: true })
+            }?;
+            (mr.handle(), Some(mr))
+        } else {
+            (BlockMr::of(&self.domain, region)?.1, None)
+        };
         let mut window = match self.free_windows.pop_front() {
             Some(window) => window,
             None => Window::new(&self.domain)?,
@@ -657,7 +670,7 @@ impl VerbsQueuePair {
             tag,
             write: access == Access::RemoteWrite,
         }));
-        Ok((tag, Guard::Window(window)))
+        Ok((tag, Guard::Window(window, backing)))
     }
 }
 
@@ -716,7 +729,8 @@ impl Posting {
         Some(if write {
             Request::Write { addr, len, lkey, to: remote, rkey }
         } else {
-            Request::Read { addr, len, lkey, from: remote, rkey }
+            let signal = self.is_done();
+            Request::Read { addr, len, lkey, from: remote, rkey, signal }
         })
     }
 
@@ -826,7 +840,7 @@ impl QueuePair for VerbsQueuePair {
             return;
         }
         exposure.closing = true;
-        if matches!(exposure.guard, Guard::Window(_)) {
+        if matches!(exposure.guard, Guard::Window(..)) {
             self.pending.push_back(Pending::Invalidate { tag: stag.0 });
             return;
         }

@@ -99,6 +99,9 @@ pub(crate) struct DeviceAttr {
 /// `IBV_DEVICE_MEM_WINDOW_TYPE_2B`: windows that are tied to a queue pair and can be invalidated by the peer.
 pub(crate) const CAP_WINDOW_TYPE_2B: c_uint = 1 << 24;
 
+/// The vendor of devices that are software: no vendor has the number.
+pub(crate) const VENDOR_SOFTWARE: u32 = 0x00ff_ffff;
+
 /// `struct _compat_ibv_port_attr`: what the library's own `ibv_query_port` fills in.
 #[repr(C)]
 pub(crate) struct PortAttr {
@@ -339,6 +342,9 @@ pub(crate) struct Wc {
 
 /// `IBV_WC_WITH_INV`.
 pub(crate) const WC_WITH_INV: c_uint = 1 << 3;
+
+/// `IB_WC_WITH_INVALIDATE`, the kernel's number for the same, which rxe passes on.
+pub(crate) const WC_WITH_INV_KERNEL: c_uint = 1 << 2;
 
 /// `IBV_WC_*`, the statuses that are told apart.
 pub(crate) mod status {

@@ -31,6 +31,9 @@ use crate::ffi::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
     pub(crate) iwarp: bool,
+    /// Linux's rxe. It checks accesses through a window against the whole registration behind it, and marks completions of
+    /// Sends with Invalidate with the kernel's flag instead of the library's.
+    pub(crate) soft_roce: bool,
     /// Windows that belong to one queue pair and that its peer can have invalidated.
     pub(crate) windows: bool,
     /// Work requests in one queue.
@@ -50,6 +53,7 @@ impl Abilities {
         let reads = |n: c_int| u8::try_from(n.clamp(0, 255)).unwrap_or(0);
         Self {
             iwarp: transport == verbs::TRANSPORT_IWARP,
+            soft_roce: transport == verbs::TRANSPORT_IB && attr.vendor_id == verbs::VENDOR_SOFTWARE,
             windows: attr.device_cap_flags & verbs::CAP_WINDOW_TYPE_2B != 0 && attr.max_mw > 0,
             queue_depth: count(attr.max_qp_wr),
             completions: count(attr.max_cqe),
@@ -399,6 +403,12 @@ impl Mr {
         let bytes = region.get(at..at.saturating_add(len)).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: the region keeps its block alive; the rest is the caller's promise.
         unsafe { Self::register(domain, bytes.as_ptr(), len, rights) }
+    }
+}
+
+impl Mr {
+    pub(crate) fn handle(&self) -> MrHandle {
+        MrHandle(self.raw)
     }
 }
 

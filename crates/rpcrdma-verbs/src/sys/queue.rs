@@ -151,7 +151,7 @@ pub(crate) struct Want {
 pub(crate) enum Request {
     Send { addr: u64, len: u32, lkey: u32, invalidate: Option<u32>, inline: bool },
     Write { addr: u64, len: u32, lkey: u32, to: u64, rkey: u32 },
-    Read { addr: u64, len: u32, lkey: u32, from: u64, rkey: u32 },
+    Read { addr: u64, len: u32, lkey: u32, from: u64, rkey: u32, signal: bool },
     Bind { window: MwHandle, block: MrHandle, addr: u64, len: u32, tag: u32, write: bool },
     Invalidate { tag: u32 },
 }
@@ -224,8 +224,8 @@ impl Qp {
         self.id.as_mut()
     }
 
-    /// Posts work; the last request is signalled, and the completion of the one that is `first + n` says that the first
-    /// n + 1 are complete. `requests` are at most [`BATCH`].
+    /// Posts work, the requests numbered from `first`; the last one is signalled, and Reads that say so. `requests` are at
+    /// most [`BATCH`].
     ///
     /// # Errors
     /// If the queue pair does not take all of it. It is of no use then.
@@ -283,8 +283,11 @@ impl Qp {
                     wr.rdma = RdmaWr { remote_addr: to, rkey, ..RdmaWr::default() };
                     Some(Sge { addr, length: len, lkey })
                 }
-                Request::Read { addr, len, lkey, from, rkey } => {
+                Request::Read { addr, len, lkey, from, rkey, signal } => {
                     wr.opcode = opcode::RDMA_READ;
+                    if signal {
+                        wr.send_flags |= flags::SIGNALED;
+                    }
                     wr.rdma = RdmaWr { remote_addr: from, rkey, ..RdmaWr::default() };
                     Some(Sge { addr, length: len, lkey })
                 }
