@@ -77,7 +77,7 @@ killer() { # sport|dport PORT SECONDS
             sleep $3
             now=\$(ss -Htn state established '$1 = :$2' | awk '{ print \$3, \$4 }')
             echo \"\$now\" | while read -r a b; do
-                [ -n \"\$a\" ] && echo \"\$before\" | grep -qxF \"\$a \$b\" && ss -KHtn src \$a dst \$b
+                [ -n \"\$a\" ] && echo \"\$before\" | grep -qxF \"\$a \$b\" && ss -KHtn \"sport = :\${a##*:} and dport = :\${b##*:}\"
             done >/tmp/kills 2>/dev/null
             n=\$((n + \$(wc -l </tmp/kills))); echo \$n >/tmp/killed
             before=\$now
