@@ -48,7 +48,7 @@ nfsd_cuts_linux() {
 
 scenario nfsd-cuts-sockets server "the same, and the server's TCP connections are killed (ss -K)"
 nfsd_cuts_sockets() {
-    killer sport 20049 0.3
+    killer sport 20049 0.1
     copy_through_cuts --credits 4
     count_copy "$(killer_off)"
 }
