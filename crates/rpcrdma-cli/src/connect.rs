@@ -14,14 +14,14 @@ use clap::{
 use rpcrdma::{
     client::{Identity, Mount, MountConfig, ParseTargetError, RdmaConfig, Target, Transport},
     error::Error,
-    fabric::{Connector, FaultPlan, InjectConnector},
-    iwarp,
+    fabric::{FaultPlan, InjectConnector},
     nfs::v3::{FileType, Status},
 };
 
 use crate::{
     failure::Failure,
     fs::{Dir, FsError, Kind, LocalDir, Object, Server, show},
+    provider::Provider,
     units,
 };
 
@@ -40,6 +40,10 @@ pub(crate) struct ClientOptions {
     #[arg(long)]
     pub(crate) tcp: bool,
 
+    /// What carries RDMA
+    #[arg(long, value_name = "NAME", default_value = "softiwarp", conflicts_with = "tcp")]
+    pub(crate) provider: Provider,
+
     /// TCP port of the MOUNT service [default: the NFS ports are asked first, then rpcbind]
     #[arg(long, value_name = "PORT")]
     pub(crate) mount_port: Option<u16>,
@@ -52,7 +56,7 @@ pub(crate) struct ClientOptions {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) credits: u32,
 
-    /// Whether every frame carries a CRC32c; it does as soon as one side wants it [default: on]
+    /// Whether every frame of software iWARP carries a CRC32c; it does as soon as one side wants it [default: on]
     #[arg(long, value_name = "WHEN", conflicts_with = "tcp")]
     pub(crate) crc: Option<Switch>,
 
@@ -109,14 +113,11 @@ impl ClientOptions {
         if self.tcp {
             return Transport::Tcp;
         }
-        let mut config = iwarp::Config::default();
-        config.crc = self.crc != Some(Switch::Off);
-        let connector = iwarp::Connector::new(config);
-        let connector: Arc<dyn Connector> = match self.inject {
+        let connector = self.provider.connector(self.crc != Some(Switch::Off));
+        Transport::Rdma(match self.inject {
             Some(plan) => Arc::new(InjectConnector::new(connector, plan)),
-            None => Arc::new(connector),
-        };
-        Transport::Rdma(connector)
+            None => connector,
+        })
     }
 
     /// Says how long to wait and to try: as the user says, or else as long as `patience`, of which zero is for ever.

@@ -8,6 +8,7 @@ mod failure;
 mod fs;
 mod latency;
 mod out;
+mod provider;
 mod units;
 
 use std::process::ExitCode;

@@ -4,6 +4,7 @@ mod bench;
 mod cat;
 mod cp;
 mod demo;
+mod devices;
 mod df;
 mod generate;
 mod loopback;
@@ -79,6 +80,7 @@ enum Command {
     Demo(demo::Demo),
     Bench(bench::Bench),
     Sim(sim::Sim),
+    Devices(devices::Devices),
     Completions(generate::Completions),
     Man(generate::Man),
 }
@@ -99,6 +101,7 @@ impl Command {
             Self::Demo(_) => "demo",
             Self::Bench(_) => "bench",
             Self::Sim(_) => "sim",
+            Self::Devices(_) => "devices",
             Self::Completions(_) => "completions",
             Self::Man(_) => "man",
         }
@@ -119,6 +122,7 @@ impl Command {
             Self::Demo(c) => c.run(),
             Self::Bench(c) => c.run(),
             Self::Sim(c) => c.run(),
+            Self::Devices(c) => c.run(),
             Self::Completions(c) => c.run(),
             Self::Man(c) => c.run(),
         }

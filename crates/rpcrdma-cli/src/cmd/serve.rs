@@ -17,7 +17,6 @@ use rpcrdma::{
     client::Target,
     export::{ExportRules, Exports, HandleKey, LocalExport, LocalOptions, Squash},
     fabric::{FaultPlan, InjectListener, Listener},
-    iwarp,
     metrics::ServerMetrics,
     nfs::v3::{self, Proc},
     server::{Server, ServerConfig, Service, rpc::RpcService, rpcbind, tcp},
@@ -33,6 +32,7 @@ use crate::{
     connect::{Switch, parse_inline},
     failure::{Failure, Outcome},
     out::{self, Out},
+    provider::Provider,
     units,
 };
 
@@ -137,7 +137,11 @@ struct Tuning {
     #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = parse_inline)]
     inline: u32,
 
-    /// Whether every frame carries a CRC32c; it does as soon as one side wants it
+    /// What carries RDMA
+    #[arg(long, value_name = "NAME", default_value = "softiwarp")]
+    provider: Provider,
+
+    /// Whether every frame of software iWARP carries a CRC32c; it does as soon as one side wants it
     #[arg(long, value_name = "WHEN", default_value = "on")]
     crc: Switch,
 
@@ -230,16 +234,15 @@ impl Serve {
         config.rdma.inline = self.tuning.inline;
         let mut server = Server::new(Arc::clone(&service) as Arc<dyn Service>, config);
 
-        let mut fabric = iwarp::Config::default();
-        fabric.crc = self.tuning.crc == Switch::On;
         let wanted = self.listen.clone().unwrap_or_default();
+        let (provider, crc) = (self.tuning.provider, self.tuning.crc == Switch::On);
         let listener = wanted
-            .bind(v3::PORT_RDMA, |a| iwarp::Listener::bind(a, fabric.clone()))
+            .bind(v3::PORT_RDMA, |a| provider.listen(a, crc))
             .map_err(|(at, e)| in_use(&at, "RDMA", "--listen", e))?;
         let rdma = listener.local_addr();
         let listener: Box<dyn Listener> = match self.tuning.inject {
-            Some(plan) => Box::new(InjectListener::new(Box::new(listener), plan)),
-            None => Box::new(listener),
+            Some(plan) => Box::new(InjectListener::new(listener, plan)),
+            None => listener,
         };
         let tcp = match &self.tcp {
             Some(TcpAddress(wanted)) => wanted.clone(),

@@ -165,7 +165,12 @@ impl Dialer {
 
     /// Makes a connection, with the first Receives posted.
     pub(crate) async fn connect(&self, route: Route) -> Result<Connection, ConnectError> {
-        let ours = PrivateData::new(self.config.inline, self.config.inline, self.config.remote_invalidation);
+        // Not every device lets the peer invalidate.
+        let invalidation = self.config.remote_invalidation
+            && timeout(self.config.connect_timeout, self.connector.remote_invalidation(route.to))
+                .await
+                .unwrap_or(false);
+        let ours = PrivateData::new(self.config.inline, self.config.inline, invalidation);
         let mut requester = Requester::new(next_connection(), self.config.credits);
         let recvs: Vec<Region> = (0..requester.receives_wanted()).map_while(|_| self.inline.take()).collect();
         let posted = recvs.len();

@@ -1,0 +1,107 @@
+//! What carries RDMA: an RNIC, or software iWARP over TCP.
+//!
+//! # Operation
+//! With `auto` each connection asks the connection manager whether an RNIC leads to the server, and a listener whether there
+//! is one to listen on; where the answer is no, for whatever reason, software iWARP does it. The choice is about the way to
+//! the server, not about the server: behind a RoCE or InfiniBand device it has to listen on one, too.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use clap::ValueEnum;
+use rpcrdma::{
+    fabric::{BoxFuture, BoxQueuePair, ConnectError, Connector, Listener, Start},
+    iwarp,
+};
+
+/// Which provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Provider {
+    /// The RNIC that leads there, or else software iWARP
+    Auto,
+    /// Software iWARP over TCP
+    Softiwarp,
+    /// An RNIC: InfiniBand, RoCE or iWARP
+    Verbs,
+}
+
+impl Provider {
+    /// Makes connections.
+    pub(crate) fn connector(self, crc: bool) -> Arc<dyn Connector> {
+        let mut config = iwarp::Config::default();
+        config.crc = crc;
+        let soft = iwarp::Connector::new(config);
+        let verbs = rpcrdma_verbs::Connector::default();
+        match self {
+            Self::Softiwarp => Arc::new(soft),
+            Self::Verbs => Arc::new(verbs),
+            Self::Auto => Arc::new(Auto { verbs, soft }),
+        }
+    }
+
+    /// Listens at an address. Must be called in a tokio runtime.
+    pub(crate) fn listen(self, addr: SocketAddr, crc: bool) -> io::Result<Box<dyn Listener>> {
+        let verbs = || {
+            // Listening at all addresses works without any device, too, and then nobody comes.
+            let usable = rpcrdma_verbs::devices().map_err(io::Error::from)?;
+            if let Some(why) = usable.iter().try_fold(String::new(), |all, d| {
+                let why = d.unusable.as_ref()?;
+                Some(format!("{all}{}{}: {why}", if all.is_empty() { "" } else { "; " }, d.name))
+            }) {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+            }
+            let listener = rpcrdma_verbs::Listener::bind(addr, rpcrdma_verbs::Config::default())?;
+            Ok(Box::new(listener) as Box<dyn Listener>)
+        };
+        let soft = || {
+            let mut config = iwarp::Config::default();
+            config.crc = crc;
+            Ok(Box::new(iwarp::Listener::bind(addr, config)?) as Box<dyn Listener>)
+        };
+        match self {
+            Self::Softiwarp => soft(),
+            Self::Verbs => verbs(),
+            Self::Auto => match verbs() {
+                Ok(listener) => {
+                    tracing::info!(%addr, "listening on RNICs");
+                    Ok(listener)
+                }
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err(e),
+                Err(why) => {
+                    tracing::info!(%addr, "listening with software iWARP: {why}");
+                    soft()
+                }
+            },
+        }
+    }
+}
+
+/// Decides for each connection.
+struct Auto {
+    verbs: rpcrdma_verbs::Connector,
+    soft: iwarp::Connector,
+}
+
+impl Auto {
+    async fn choose(&self, to: SocketAddr) -> &dyn Connector {
+        match rpcrdma_verbs::route(to, &rpcrdma_verbs::Config::default()).await {
+            Ok(route) => {
+                tracing::info!(%to, "{} {} leads there", route.transport, route.device);
+                &self.verbs
+            }
+            Err(why) => {
+                tracing::info!(%to, "software iWARP: {why}");
+                &self.soft
+            }
+        }
+    }
+}
+
+impl Connector for Auto {
+    fn connect(&self, to: SocketAddr, start: Start) -> BoxFuture<'_, Result<BoxQueuePair, ConnectError>> {
+        Box::pin(async move { self.choose(to).await.connect(to, start).await })
+    }
+
+    fn remote_invalidation(&self, to: SocketAddr) -> BoxFuture<'_, bool> {
+        Box::pin(async move { self.choose(to).await.remote_invalidation(to).await })
+    }
+}
