@@ -101,6 +101,41 @@ async fn replies_that_do_not_fit() {
     assert!(matches!(connected, Err(ConnectError::Refused(data)) if data == [1, 2, 3]));
 }
 
+/// Answers each connection in turn, and gives the revisions that were asked for, and how it ended for the connector.
+async fn revisions(replies: &[&[u8]]) -> (Vec<u8>, Result<(), ConnectError>) {
+    let listener = TcpListener::bind(any()).await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let connector = Connector::new(Config::default());
+    let connect = async { connector.connect(to, with(b"client")).await.map(drop) };
+    let script = async {
+        let mut asked = Vec::new();
+        for tail in replies {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 20];
+            stream.read_exact(&mut request).await.unwrap();
+            let mut private_data = vec![0; usize::from(request[19])];
+            stream.read_exact(&mut private_data).await.unwrap();
+            asked.push(request[17]);
+            stream.write_all(&reply(tail)).await.unwrap();
+        }
+        asked
+    };
+    let (connected, asked) = tokio::join!(connect, script);
+    (asked, connected)
+}
+
+#[tokio::test]
+async fn a_peer_of_revision_1_is_asked_again_in_it() {
+    let (asked, connected) = revisions(&[&[0x20, 1, 0, 0], &[0x00, 1, 0, 0]]).await;
+    assert_eq!((asked, connected.is_ok()), (vec![2, 1], true));
+    // Once, and not where the peer speaks revision 2 and means it.
+    let (asked, connected) = revisions(&[&[0x20, 1, 0, 0], &[0x20, 1, 0, 2, 8, 9]]).await;
+    assert_eq!(asked, [2, 1]);
+    assert!(matches!(connected, Err(ConnectError::Refused(data)) if data == [8, 9]));
+    let (asked, connected) = revisions(&[&[0x30, 2, 0, 4, 0, 0, 0, 0]]).await;
+    assert_eq!((asked, connected.is_err()), (vec![2], true));
+}
+
 #[tokio::test]
 async fn a_peer_that_wants_too_many_reads_is_told() {
     let (connected, _, rest) =

@@ -17,7 +17,7 @@ use super::{Config, describe, linger::linger, qp::TcpQueuePair};
 use crate::{
     engine::{Engine, terminate_fpdu},
     mpa::{
-        frame::{Frame, FrameError, FrameReader},
+        frame::{Frame, FrameError, FrameReader, Kind},
         setup::{self, SetupError},
     },
     rdmap::{ErrorCode, Terminate},
@@ -38,13 +38,22 @@ impl Connector {
 
     async fn start_up(&self, to: SocketAddr, start: Start) -> Result<BoxQueuePair, ConnectError> {
         let config = &self.config;
-        let local = config.local(&start.limits);
-        let request = setup::request(&local, &start.private_data)
-            .map_err(|e| io::Error::new(ErrorKind::InvalidInput, e))?;
-        let mut stream = TcpStream::connect(to).await?;
-        config.apply(&stream);
-        stream.write_all(&request.encode()).await?;
-        let reply = read_frame(&mut stream).await?;
+        let mut local = config.local(&start.limits);
+        let (stream, reply) = loop {
+            let request = setup::request(&local, &start.private_data)
+                .map_err(|e| io::Error::new(ErrorKind::InvalidInput, e))?;
+            let mut stream = TcpStream::connect(to).await?;
+            config.apply(&stream);
+            stream.write_all(&request.encode()).await?;
+            let reply = read_frame(&mut stream).await?;
+            // A peer that rejects a revision in an older one speaks that one: ask again in it, once, as RFC 6581 allows.
+            if reply.kind == Kind::Reply && reply.rejected && reply.revision == 1 && local.revision > 1 {
+                tracing::debug!(%to, "the peer speaks MPA revision 1 only");
+                local.revision = 1;
+                continue;
+            }
+            break (stream, reply);
+        };
         let (agreed, private_data) = match setup::conclude(&local, &reply) {
             Ok(concluded) => concluded,
             Err(SetupError::Rejected(private_data)) => return Err(ConnectError::Refused(private_data)),
