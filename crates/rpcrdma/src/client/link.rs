@@ -281,6 +281,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_outage_that_was_told_of_stays_so_and_connections_are_to_move() {
+        let (mut link, _) = link("nfs://10.0.0.1:1,10.0.0.1:2/").await;
+        let mut route = link.next().await;
+        let to = route.to;
+        link.lost(to, Ended::Worked, &"cut", Duration::ZERO, 0);
+        link.outage = None;
+        link.lost(to, Ended::Worked, &"cut", Duration::ZERO, 1);
+        assert!(link.outage.as_ref().is_some_and(|o| !o.told && o.attempts == 0));
+        assert_eq!(link.moved(&mut route), None);
+        for attempts in 1..=3 {
+            let to = link.next().await.to;
+            link.failed(to, &"no", 1);
+            assert!(link.outage.as_ref().is_some_and(|o| o.told && o.attempts == attempts));
+        }
+        assert_eq!(link.moved(&mut route).map(|to| to.port()), Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_loss_without_calls_is_no_outage() {
         let (mut link, metrics) = link("nfs://10.0.0.1:1/").await;
         let to = link.next().await.to;

@@ -574,21 +574,23 @@ impl Connection {
     /// Cuts the connection if a Call has waited too long for its Reply, and ends those that may not be tried any longer.
     fn check_silence(&mut self, cx: &mut Context<'_>, dialer: &Dialer, inbox: &Inbox, calls: &mut Calls) {
         let RdmaConfig { call_timeout, give_up, .. } = dialer.config;
+        let time_is_up = |calls: &Calls| calls.eldest().zip(give_up).map(|(since, after)| since + after);
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let silence = self.waits(dialer).map_or(now + call_timeout, |waits| waits.due(call_timeout));
-            let time_is_up = |calls: &Calls| calls.eldest().zip(give_up).map(|(since, after)| since + after);
-            let mut due = time_is_up(calls).map_or(silence, |up| up.min(silence));
-            if due <= now {
+            if time_is_up(calls).is_some_and(|up| up <= now) {
                 // Those that were never sent can end as they are. Their callers are told in the next turn.
                 calls.expire(inbox, dialer, &"the server is slow");
                 cx.waker().wake_by_ref();
-                let up = time_is_up(calls).filter(|up| *up <= now);
-                if silence <= now {
-                    self.cut(Loss::Silent(call_timeout));
-                } else if let (Some(_), Some(after)) = (up, give_up) {
-                    self.cut(Loss::TimeIsUp(after));
-                }
+            }
+            let up = time_is_up(calls).unwrap_or(silence);
+            let mut due = silence.min(up);
+            if due <= now {
+                self.cut(match give_up {
+                    Some(after) if silence > now => Loss::TimeIsUp(after),
+                    _ => Loss::Silent(call_timeout),
+                });
+                cx.waker().wake_by_ref();
                 due = now + call_timeout;
             }
             self.timer.as_mut().reset(due);
@@ -911,3 +913,6 @@ fn write_inline(form: CallForm, call: &Call, out: &mut [u8]) -> usize {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

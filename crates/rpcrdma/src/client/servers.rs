@@ -196,6 +196,7 @@ mod tests {
         let mut route = s.route();
         s.failed(route.to);
         assert_eq!((s.moved(&mut route), s.route().to), (None, route.to));
+        assert_eq!(s.version.load(Ordering::Relaxed), 0, "connections need not look");
     }
 
     #[tokio::test]
