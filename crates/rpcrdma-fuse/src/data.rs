@@ -56,6 +56,7 @@ impl Shared {
         let cached = inode.opened(&attributes);
         if !cached.attributes {
             self.drop_attributes(&inode);
+            inode.grew(attributes.size);
         }
         Ok(self.opened(user, inode, flags, cached.data))
     }
@@ -161,6 +162,7 @@ impl Shared {
         let done = user.mount.setattr(inode.handle, set, None).await?;
         if let Some(size) = set.size {
             inode.writes.cut(size);
+            inode.grew(0);
         }
         inode.changed(done.after.as_ref());
         self.writer.advance();

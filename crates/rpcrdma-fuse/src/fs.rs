@@ -23,6 +23,7 @@ const BACKGROUND: u16 = 256;
 pub(crate) const READ_AHEAD: u32 = 8 << 20;
 const O_EXCL: i32 = 0o200;
 const O_TRUNC: i32 = 0o1000;
+const O_APPEND: i32 = 0o2000;
 
 /// A mount, as the kernel talks to it.
 pub(crate) struct Fs(pub(crate) Arc<Shared>);
@@ -284,7 +285,7 @@ impl Filesystem for Fs {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -293,6 +294,14 @@ impl Filesystem for Fs {
             return reply.error(errno);
         }
         let len = data.len() as u32;
+        let mut offset = offset;
+        if flags.0 & O_APPEND != 0 {
+            let end = file.inode.append_at(offset, len.into());
+            if end != offset {
+                offset = end;
+                self.0.drop_data(&file.inode);
+            }
+        }
         let done = self.0.writer.accept(&file.inode, &file.user, offset, data);
         if done == data.len() && !file.direct {
             return reply.written(len);

@@ -14,7 +14,10 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,6 +36,8 @@ pub(crate) struct Inode {
     pub(crate) parent: u64,
     /// Open file descriptions.
     pub(crate) opens: AtomicUsize,
+    /// The size that others have given the file and that the kernel may not know; see [`Inode::append_at`].
+    grown: AtomicU64,
     known: Mutex<Known>,
     /// Where it lives on after its name was removed while it was open.
     hidden: Mutex<Option<Hidden>>,
@@ -126,6 +131,24 @@ impl Inode {
         let wcc = attributes.wcc();
         let data = known.data.replace(wcc) == Some(wcc);
         Cached { data, attributes: known.seen.is_none_or(|seen| seen == wcc) }
+    }
+
+    /// Others have made the file this long.
+    pub(crate) fn grew(&self, size: u64) {
+        self.grown.store(size, Ordering::Release);
+    }
+
+    /// Where `len` bytes go that the kernel wants to append at `offset`. It takes the end of the file from attributes
+    /// that it has, and does not ask for new ones; what others have appended must not be overwritten.
+    pub(crate) fn append_at(&self, offset: u64, len: u64) -> u64 {
+        let grown = self.grown.load(Ordering::Acquire);
+        if offset >= grown {
+            return offset;
+        }
+        // Appends to a file come one after the other. The kernel has a copy of the data where it thinks that it is.
+        lock(&self.known).data = None;
+        self.grown.store(grown.saturating_add(len), Ordering::Release);
+        grown
     }
 
     /// Whether there is data in the kernel's cache of which nobody has said that it is not good.
@@ -225,6 +248,7 @@ fn inode(number: u64, generation: u64, handle: Handle, attributes: &Attributes, 
         file_type: attributes.file_type,
         parent,
         opens: AtomicUsize::new(0),
+        grown: AtomicU64::new(0),
         known: Mutex::default(),
         hidden: Mutex::new(None),
         writes: WriteBack::default(),

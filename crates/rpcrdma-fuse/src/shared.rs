@@ -152,7 +152,7 @@ impl Shared {
 
     /// Makes the kernel drop what it has cached of a file's data. Not from here, because it waits for pages that it may
     /// be reading through us.
-    fn drop_data(&self, inode: &Inode) {
+    pub(crate) fn drop_data(&self, inode: &Inode) {
         let Some(notifier) = self.notifier.get().cloned() else { return };
         let number = INodeNo(inode.number);
         self.runtime.spawn_blocking(move || {

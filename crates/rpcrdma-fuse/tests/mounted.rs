@@ -110,7 +110,7 @@ fn a_file_lives_on_without_a_name() {
     let Some(rig) = Rig::start("") else { return };
     fs::create_dir(rig.dir().join("d")).unwrap();
     let path = rig.dir().join("d/file");
-    let mut file = OpenOptions::new().read(true).write(true).create(true).open(&path).unwrap();
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
     file.write_all(b"still here").unwrap();
     fs::remove_file(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap_err().kind(), ErrorKind::NotFound);
@@ -145,6 +145,14 @@ fn opening_shows_what_others_have_written() {
     assert_eq!(fs::read(&here).unwrap(), b"theirs, and longer");
     fs::write(&there, b"short").unwrap();
     assert_eq!(fs::read(&here).unwrap(), b"short");
+    // What others have appended is not overwritten, although nobody has asked for the size.
+    OpenOptions::new().append(true).open(&there).unwrap().write_all(b", not cut").unwrap();
+    let mut append = OpenOptions::new().append(true).open(&here).unwrap();
+    append.write_all(b", and").unwrap();
+    append.write_all(b" ours").unwrap();
+    drop(append);
+    assert_eq!(fs::read(&here).unwrap(), b"short, not cut, and ours");
+    assert_eq!(fs::read(&there).unwrap(), b"short, not cut, and ours");
 }
 
 #[test]
