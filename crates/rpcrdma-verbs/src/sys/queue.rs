@@ -272,6 +272,8 @@ impl Qp {
                     if let Some(tag) = invalidate {
                         wr.opcode = opcode::SEND_WITH_INV;
                         wr.invalidate_rkey = tag;
+                        // Where libsiw looks for it; the others do not look here.
+                        wr.rdma.rkey = tag;
                     }
                     if inline {
                         wr.send_flags |= flags::INLINE;
