@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use fuser::{Config, MountOption, Session, SessionACL};
@@ -23,7 +24,7 @@ use rpcrdma::{
     metrics::ClientMetrics,
 };
 use rustix::{fs::statfs, io::Errno, mount::UnmountFlags};
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use crate::{
     fs::{Fs, READ_AHEAD},
@@ -35,6 +36,8 @@ use crate::{
 
 /// Threads that read requests.
 const THREADS: usize = 4;
+/// How long the first question to a new mount may take before others are let in.
+const READ_AHEAD_WAIT: Duration = Duration::from_secs(2);
 
 /// What to mount, and how.
 pub struct Mounting {
@@ -110,8 +113,8 @@ impl Mounting {
         };
         thread::Builder::new().name("fuse".to_owned()).spawn(run).map_err(MountError::Fuse)?;
         let path = on.clone();
-        // Detached: it asks the file system itself, which may take its time.
-        drop(tokio::task::spawn_blocking(move || read_ahead(&path)));
+        // It asks the new file system, whose server may have gone meanwhile. As long as it does the mount is in use.
+        let _ = timeout(READ_AHEAD_WAIT, tokio::task::spawn_blocking(move || read_ahead(&path))).await;
         Ok(Mounted { on, shared, end })
     }
 }

@@ -6,6 +6,7 @@ mod commands;
 mod copies;
 mod demo;
 mod gateways;
+mod mounts;
 mod resume;
 mod serve;
 mod support;
