@@ -43,7 +43,7 @@ verbs_suite() { # DEVICE
     expect "tests of the provider suite that passed" "${passed:-0} >= 72"
     end_verbs
 }
-scenario verbs-suite-rxe none 'the provider suite on RoCE v2 (rxe): memory windows, and registration per Call' quick
+scenario verbs-suite-rxe none 'the provider suite on RoCE v2 (rxe): memory windows, and registration per Call'
 verbs_suite_rxe() { verbs_suite rxe; }
 scenario verbs-suite-siw none 'the provider suite on iWARP (siw)'
 verbs_suite_siw() { verbs_suite siw; }
@@ -66,7 +66,7 @@ verbs_nfsd() { # DEVICE [OPTION of our client...]
     expect "connections lost, no more than were cut" "$(losses) <= $(own_cuts)"
     end_verbs
 }
-scenario verbs-nfsd-rxe none 'our client with verbs on nfsd over RoCE v2 (rxe): a tree there and back' quick
+scenario verbs-nfsd-rxe none 'our client with verbs on nfsd over RoCE v2 (rxe): a tree there and back'
 verbs_nfsd_rxe() { verbs_nfsd rxe; }
 scenario verbs-nfsd-siw none 'our client with verbs on nfsd over iWARP (siw): a tree there and back'
 verbs_nfsd_siw() { verbs_nfsd siw; }
@@ -101,7 +101,7 @@ verbs_mount() { # DEVICE [OPTION of our server...]
     [[ ! $* ]] || expect "cuts, so that this says something" "$cuts >= 3"
     end_verbs
 }
-scenario verbs-mount-rxe none 'Linux mounts our server with verbs over RoCE v2 (rxe): the POSIX workload, 16 MiB each way' quick
+scenario verbs-mount-rxe none 'Linux mounts our server with verbs over RoCE v2 (rxe): the POSIX workload, 16 MiB each way'
 verbs_mount_rxe() { verbs_mount rxe; }
 scenario verbs-mount-siw none 'Linux mounts our server with verbs over iWARP (siw): the POSIX workload, 16 MiB each way'
 verbs_mount_siw() { verbs_mount siw; }
