@@ -4,8 +4,9 @@
 //! # Operation
 //! [`rig::run`] makes a world from a seed, serves a file system in memory in it, and gives a workload the means to mount
 //! it, all in one thread and on virtual time. Everything that happens on the fabric goes through [`record::Log`], which
-//! hashes it, keeps the last events as a readable timeline, and shows it to the [`checker::Checker`]. A run fails with
-//! the first rule that was broken; what it prints (seed, plan, timeline) is enough to run it again.
+//! hashes it, keeps the last events as a [`timeline`], and shows it to the [`checker::Checker`] and to the
+//! [`coverage::Watcher`]. A run fails with the first rule that was broken. A [`spec::Spec`] is a run in writing: what a
+//! failed run prints is enough to run it again. A [`campaign`] is many of them.
 //!
 //! # Who uses it
 //! The tests in `rpcrdma-tests`, and the command `rpcrdma sim`, which runs and replays seeds for people. It is not among
@@ -27,4 +28,5 @@ mod scribe;
 pub mod spec;
 pub mod svg;
 pub mod timeline;
+pub mod whims;
 pub mod workload;

@@ -31,6 +31,8 @@ use rpcrdma::{
 };
 use tokio::time::timeout;
 
+/// Waits of 50 ms in which nothing comes, until a server leaves.
+const IDLE: u32 = 400;
 /// Length of Sends and Receives.
 const INLINE: usize = 4096;
 
@@ -166,15 +168,15 @@ impl Raw {
         }
         self.outbox.push_back(Work::Read { id: 0, buf: Region::alloc(len), at: 0, from: remote(from) });
         self.post();
-        poll_fn(|cx| {
+        let read = poll_fn(|cx| {
             self.turn(cx);
             match self.reads.pop_front() {
                 Some(buf) => Poll::Ready(Some(buf.to_vec())),
                 None if self.lost.is_some() => Poll::Ready(None),
                 None => Poll::Pending,
             }
-        })
-        .await
+        });
+        timeout(Duration::from_secs(30), read).await.ok().flatten()
     }
 }
 
@@ -242,16 +244,16 @@ pub async fn serve(
         let service = Arc::clone(&service);
         let tamper = tamper(nth);
         tokio::spawn(async move {
-            let accepted = request
-                .accept(Box::new(|_| {
-                    Answer::Accept(Start {
-                        private_data: PrivateData::new(INLINE as u32, INLINE as u32, true).encode().to_vec(),
-                        recvs: (0..64).map(|_| Region::alloc(INLINE)).collect(),
-                        limits: QpLimits::default(),
-                    })
-                }))
-                .await;
-            if let Ok(qp) = accepted {
+            let accepting = request.accept(Box::new(|_| {
+                Answer::Accept(Start {
+                    private_data: PrivateData::new(INLINE as u32, INLINE as u32, true).encode().to_vec(),
+                    recvs: (0..64).map(|_| Region::alloc(INLINE)).collect(),
+                    limits: QpLimits::default(),
+                })
+            }));
+            // A client that is gone by now is not waited for.
+            let accepted = timeout(Duration::from_secs(10), accepting).await;
+            if let Ok(Ok(qp)) = accepted {
                 let _ = serve_one(Raw::new(qp), peer, &service, tamper).await;
             }
         });
@@ -260,7 +262,9 @@ pub async fn serve(
 
 async fn serve_one(mut raw: Raw, peer: SocketAddr, service: &RpcService, mut tamper: Tamper) -> Option<()> {
     let pools = Pools::new(8);
-    loop {
+    let mut idle = 0;
+    // A client that is gone without a word is not waited for.
+    while idle < IDLE {
         // When nothing has come for a moment, what the tamper kept is due.
         let next = poll_fn(|cx| {
             raw.turn(cx);
@@ -272,8 +276,12 @@ async fn serve_one(mut raw: Raw, peer: SocketAddr, service: &RpcService, mut tam
         });
         let drafts = match timeout(Duration::from_millis(50), next).await {
             Ok(None) => return None,
-            Err(_) => tamper(None),
+            Err(_) => {
+                idle += 1;
+                tamper(None)
+            }
             Ok(Some((bytes, _))) => {
+                idle = 0;
                 let draft = execute(&mut raw, &bytes, peer, service, &pools).await?;
                 tamper(Some(draft))
             }
@@ -286,6 +294,7 @@ async fn serve_one(mut raw: Raw, peer: SocketAddr, service: &RpcService, mut tam
             raw.send(&message(&draft.header, &draft.payload), draft.invalidate);
         }
     }
+    None
 }
 
 /// Executes a Call and drafts its Reply as a server that keeps the rules would.

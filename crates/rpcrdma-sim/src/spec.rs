@@ -12,6 +12,7 @@ use crate::{
     plan::Cuts,
     record::Keep,
     rig::{Outcome, Scenario, World, run},
+    whims,
     workload::{self, Result},
 };
 
@@ -40,6 +41,12 @@ pub enum Workload {
     Burst,
     /// One or two clients with several workers, all operations and sizes, by the dice.
     Mixed,
+    /// Several workers, and a server that stops and starts.
+    Restarts,
+    /// Clients of a server that does not keep the rules.
+    Fickle,
+    /// Clients that do not keep them, beside one that does.
+    Hostile,
 }
 
 /// What is not a world, or not a workload.
@@ -102,7 +109,16 @@ impl FromStr for Weather {
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Minute, Self::Tiny, Self::Shapes, Self::Burst, Self::Mixed];
+    pub const ALL: [Self; 8] = [
+        Self::Minute,
+        Self::Tiny,
+        Self::Shapes,
+        Self::Burst,
+        Self::Mixed,
+        Self::Restarts,
+        Self::Fickle,
+        Self::Hostile,
+    ];
 
     /// Its name.
     #[must_use]
@@ -113,6 +129,20 @@ impl Workload {
             Self::Shapes => "shapes",
             Self::Burst => "burst",
             Self::Mixed => "mixed",
+            Self::Restarts => "restarts",
+            Self::Fickle => "fickle",
+            Self::Hostile => "hostile",
+        }
+    }
+
+    /// What a random world is made for: mixed work mostly, and now and then one of the others that are up to chance.
+    #[must_use]
+    pub fn by_seed(seed: u64) -> Self {
+        match seed % 8 {
+            5 => Self::Restarts,
+            6 => Self::Fickle,
+            7 => Self::Hostile,
+            _ => Self::Mixed,
         }
     }
 
@@ -123,6 +153,9 @@ impl Workload {
             Self::Shapes => workload::shapes(w).await,
             Self::Burst => workload::burst(w).await,
             Self::Mixed => workload::mixed(w).await,
+            Self::Restarts => whims::restarts(w).await,
+            Self::Fickle => whims::fickle(w).await,
+            Self::Hostile => whims::hostile(w).await,
         }
     }
 }

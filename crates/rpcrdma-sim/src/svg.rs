@@ -3,10 +3,11 @@
 //! # Operation
 //! Time goes down, a row for each event; rows are not to scale, their times are at the left. A message is an arrow from
 //! the row in which it was posted to the row in which it took a Receive, so that lines that cross are messages that passed
-//! each other; a message that arrived nowhere ends in a cross between the two ends. Circles are the client's window: full
+//! each other. A message that arrived nowhere ends in a cross between the two ends; half an arrow is a message whose other
+//! half is above or below the picture. Circles are the client's window: full
 //! ones are outstanding Calls, empty ones permits, dots are room in the grant that no posted Receive backs.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
 use rpcrdma::fabric::{
     Op,
@@ -46,9 +47,10 @@ line.cut{stroke:#cf222e;stroke-dasharray:6 4}path.cross{stroke:#cf222e;stroke-wi
 .band{fill:#f6f8fa}.busy{fill:#0969da}.free{fill:none;stroke:#1a7f37;stroke-width:1.3}.bare{fill:#afb8c1}\
 .broken{fill:#ffebe9;stroke:#cf222e}";
 
-/// Draws rows under a title and a line of explanation.
+/// Draws a part of the rows under a title and a line of explanation.
 #[must_use]
-pub fn draw(title: &str, subtitle: &str, rows: &[Row]) -> String {
+pub fn draw(title: &str, subtitle: &str, all: &[Row], shown: Range<usize>) -> String {
+    let rows = all.get(shown.clone()).unwrap_or_default();
     let height = TOP + (rows.len() + 2) * ROW;
     let mut out = String::new();
     let o = &mut out;
@@ -88,7 +90,7 @@ pub fn draw(title: &str, subtitle: &str, rows: &[Row]) -> String {
             height - ROW
         );
     }
-    messages(o, rows);
+    messages(o, all, &shown);
     for (nth, r) in rows.iter().enumerate() {
         row(o, y(nth), r);
     }
@@ -126,38 +128,43 @@ fn bands(o: &mut String, rows: &[Row]) {
 }
 
 /// Arrows from post to arrival.
-fn messages(o: &mut String, rows: &[Row]) {
+fn messages(o: &mut String, all: &[Row], shown: &Range<usize>) {
     let mut arrivals: BTreeMap<(ConnId, Side, u64), usize> = BTreeMap::new();
-    for (at, row) in rows.iter().enumerate() {
+    for (at, row) in all.iter().enumerate() {
         if let Mark::Arrived(nth) = row.mark {
             arrivals.insert((row.conn, row.side.other(), nth), at);
         }
     }
-    for (at, row) in rows.iter().enumerate() {
+    let middle = usize::midpoint(CLIENT, SERVER);
+    let place = |at: usize| shown.contains(&at).then(|| y(at - shown.start));
+    for (at, row) in all.iter().enumerate() {
         let (from, to) = if row.side == Side::Active { (CLIENT, SERVER) } else { (SERVER, CLIENT) };
         let class = if row.side == Side::Active { "call" } else { "reply" };
+        let here = place(at);
         match row.mark {
-            Mark::Sent(nth) => match arrivals.remove(&(row.conn, row.side, nth)) {
-                Some(there) => line(o, class, Some(class), (from, y(at)), (to, y(there))),
-                None => {
-                    let middle = ((from + to) / 2, y(at) + ROW / 2);
-                    line(o, class, None, (from, y(at)), middle);
-                    cross(o, middle);
+            Mark::Sent(nth) => {
+                let arrived = arrivals.get(&(row.conn, row.side, nth)).copied();
+                match (here, arrived, arrived.and_then(place)) {
+                    (Some(here), _, Some(there)) => line(o, class, Some(class), (from, here), (to, there)),
+                    (Some(here), Some(_), None) => line(o, class, None, (from, here), (middle, here)),
+                    (Some(here), None, None) => {
+                        let end = (middle, here + ROW / 2);
+                        line(o, class, None, (from, here), end);
+                        cross(o, end);
+                    }
+                    (None, _, Some(there)) => line(o, class, Some(class), (middle, there), (to, there)),
+                    (None, _, None) => {}
                 }
-            },
+            }
             Mark::Data(op) => {
                 // What an RDMA Read asks for comes the other way.
                 let (from, to) = if op == Op::Read { (to, from) } else { (from, to) };
-                line(o, "data", Some("data"), (from, y(at)), (to, y(at)));
+                if let Some(here) = here {
+                    line(o, "data", Some("data"), (from, here), (to, here));
+                }
             }
             _ => {}
         }
-    }
-    // What was posted before the first row.
-    for ((_, from, _), at) in arrivals {
-        let to = if from == Side::Active { SERVER } else { CLIENT };
-        let class = if from == Side::Active { "call" } else { "reply" };
-        line(o, class, Some(class), (usize::midpoint(CLIENT, SERVER), y(at)), (to, y(at)));
     }
 }
 
@@ -268,4 +275,34 @@ fn escape(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn row(mark: Mark, side: Side, words: &str) -> Row {
+        let (at, words) = (Duration::from_millis(3), words.to_owned());
+        Row { step: 1, at, conn: 2, side, mark, words, numbers: Numbers::default(), count: 1 }
+    }
+
+    #[test]
+    fn messages_are_arrows_and_lost_ones_end_in_a_cross() {
+        let rows = [
+            row(Mark::Sent(1), Side::Active, "Call <&\">"),
+            row(Mark::Arrived(1), Side::Passive, "Call"),
+            row(Mark::Sent(1), Side::Passive, "Reply"),
+        ];
+        let whole = draw("a & b", "c", &rows, 0..3);
+        assert_eq!(whole.matches("class=\"cross\"").count(), 1, "the Reply arrives nowhere");
+        assert_eq!(whole.matches("marker-end=\"url(#call)\"").count(), 1);
+        assert!(whole.contains("Call &lt;&amp;&quot;&gt;") && whole.contains("<title>a &amp; b</title>"));
+        let part = draw("", "", &rows, 0..1);
+        assert_eq!(part.matches("class=\"cross\"").count(), 0, "the Call arrives below the picture");
+        let opened = whole.matches('<').count() - whole.matches("</").count();
+        let closed = whole.matches("</").count() + whole.matches("/>").count();
+        assert_eq!(opened, closed, "every element is closed");
+    }
 }

@@ -341,3 +341,61 @@ fn pad(text: &str, width: usize) -> String {
     out.extend(std::iter::repeat_n(' ', width.saturating_sub(have)));
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(step: u64, mark: Mark, words: &str) -> Entry {
+        let at = Duration::from_millis(step);
+        let numbers = Numbers { posted: [step as usize, 0], ..Numbers::default() };
+        Entry { step, at, conn: 1, side: Side::Active, mark, words: words.to_owned(), numbers }
+    }
+
+    #[test]
+    fn the_gauge_shows_calls_permits_and_room_without_receives() {
+        let window =
+            |window, outstanding, permits| Numbers { window, outstanding, permits, ..Numbers::default() };
+        for (numbers, gauge) in [
+            (window(1, 0, 1), "○"),
+            (window(1, 1, 0), "●"),
+            (window(8, 3, 2), "●●●○○···"),
+            (window(2, 4, 0), "●●●●"),
+            (window(16, 3, 4), "● 3 ○ 4"),
+        ] {
+            assert_eq!(numbers.gauge(10), gauge);
+        }
+    }
+
+    #[test]
+    fn neighbours_become_one_row_and_details_are_left_out() {
+        let timeline = Timeline {
+            entries: vec![
+                entry(1, Mark::Receive, "posts a Receive"),
+                entry(2, Mark::Detail, "is told that a Send is done"),
+                entry(3, Mark::Receive, "posts a Receive"),
+                entry(4, Mark::Sent(1), "Call"),
+                entry(5, Mark::Receive, "posts a Receive"),
+            ],
+        };
+        let rows = timeline.rows(Detail::Story);
+        let words: Vec<&str> = rows.iter().map(|r| r.words.as_str()).collect();
+        assert_eq!(words, ["posts 2 Receives", "Call", "posts a Receive"]);
+        assert_eq!(rows[0].numbers.posted[0], 3, "the numbers are those of the last one");
+        assert_eq!(timeline.rows(Detail::All).len(), 5);
+    }
+
+    #[test]
+    fn the_part_that_is_shown_has_the_first_fault_or_the_broken_rule_in_it() {
+        let rows = |at: usize, mark: Mark| {
+            let mut entries: Vec<Entry> = (0..100).map(|n| entry(n, Mark::Sent(n), "Call")).collect();
+            entries[at].mark = mark;
+            Timeline { entries }.rows(Detail::Story)
+        };
+        assert_eq!(Timeline::window(&rows(50, Mark::Setup), 20), 0..20);
+        assert_eq!(Timeline::window(&rows(50, Mark::Fault), 20), 45..65);
+        assert_eq!(Timeline::window(&rows(98, Mark::Fault), 20), 80..100);
+        assert_eq!(Timeline::window(&rows(99, Mark::Broken), 20), 80..100);
+        assert_eq!(Timeline::window(&rows(2, Mark::Fault), 200), 0..100);
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! # By hand
 //! `cargo test -p rpcrdma-tests --test sim_random` runs 2,000 seeds. In its environment `RPCRDMA_SIM_SEED=N` runs seed N
-//! alone and prints its timeline, of which `RPCRDMA_SIM_KEEP=N` keeps more than the last 60 events; the ignored test
-//! `as_many_seeds_as_there_is_time` runs new seeds for `RPCRDMA_SIM_SECONDS`. `scripts/mutants` applies the mistakes in
-//! `mutants/` to a copy and shows the seed that finds each. The simulation itself is the crate `rpcrdma-sim`.
+//! alone and prints its timeline, of which `RPCRDMA_SIM_KEEP=N` keeps more than the last 250 events; the ignored test
+//! `as_many_seeds_as_there_is_time` runs new seeds for `RPCRDMA_SIM_SECONDS`. What fails prints the `rpcrdma sim` command
+//! that shows it. `scripts/mutants` applies the mistakes in `mutants/` to a copy and shows the seed that finds each. The
+//! simulation itself is the crate `rpcrdma-sim`.

@@ -42,7 +42,8 @@ Examples:
 Cuts are a list with commas: STEP=reset[:client|:server][:drop][:after], STEP=silence, STEP=remove:server:MS,
 STEP=registration, STEP=refuse, every=STEPS; or none, each (one reset, at every step in turn) or pairs (two).
 
-Worlds: quiet, narrow (short queues, few credits), random. Workloads: minute, tiny, shapes, burst, mixed.")]
+Worlds: quiet, narrow (short queues, few credits), random. Workloads: minute, tiny, shapes, burst,
+mixed, restarts (of the server), fickle (a server that breaks the rules), hostile (clients that do).")]
 pub(crate) struct Sim {
     /// The seed; the first one, if there are many [default: 1, or by the clock with --time and --hours]
     #[arg(long, value_name = "N")]
@@ -68,7 +69,7 @@ pub(crate) struct Sim {
     #[arg(long, value_name = "WORLD")]
     world: Option<Weather>,
 
-    /// What clients do [default: mixed in random worlds, burst in others]
+    /// What clients do [default: by the seed in random worlds, mostly mixed; burst in others]
     #[arg(long, value_name = "WORKLOAD")]
     workload: Option<Workload>,
 
@@ -92,7 +93,7 @@ pub(crate) struct Sim {
     #[arg(long)]
     events: bool,
 
-    /// Show the table of states and events that were reached
+    /// Show how often each state met each event; · is what cannot be, - what takes coincidences
     #[arg(long)]
     coverage: bool,
 
@@ -141,9 +142,9 @@ impl Sim {
         let aimless = self.seed.is_none() && !long;
         let tame = aimless && (shown || self.cuts.is_some());
         let world = self.world.unwrap_or(if tame { Weather::Quiet } else { Weather::Random });
-        let usual = if world == Weather::Random { Workload::Mixed } else { Workload::Burst };
-        let workload = self.workload.unwrap_or(usual);
-        let spec = Spec { seed: self.seed.unwrap_or(1), world, workload, cuts };
+        let seed = self.seed.unwrap_or(1);
+        let usual = if world == Weather::Random { Workload::by_seed(seed) } else { Workload::Burst };
+        let spec = Spec { seed, world, workload: self.workload.unwrap_or(usual), cuts };
         if !family && !long && (self.seed.is_some() || shown || self.cuts.is_some()) {
             return picture::one(&self, &spec, Keep::Last(KEPT));
         }

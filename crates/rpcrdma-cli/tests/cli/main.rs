@@ -9,5 +9,6 @@ mod gateways;
 mod mounts;
 mod resume;
 mod serve;
+mod sim;
 mod support;
 mod words;

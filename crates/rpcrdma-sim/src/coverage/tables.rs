@@ -242,16 +242,261 @@ impl Axis for Step {
 
 pub(super) fn all() -> Vec<Table> {
     vec![
-        Table::new("Requester", REQUESTER),
-        Table::new("Responder", RESPONDER),
-        Table::new("Call in a server", CALL),
-        Table::new("Client's end", CLIENT),
-        Table::new("Server's end", SERVER),
+        Table::new("Requester", REQUESTER, RARE_REQUESTER),
+        Table::new("Responder", RESPONDER, RARE_RESPONDER),
+        Table::new("Call in a server", CALL, &[]),
+        Table::new("Client's end", CLIENT, RARE_CLIENT),
+        Table::new("Server's end", SERVER, RARE_SERVER),
     ]
 }
 
-const REQUESTER: &[Never<Account, RequestEvent>] = &[];
-const RESPONDER: &[Never<Promise, PromiseEvent>] = &[];
-const CALL: &[Never<Stage, Step>] = &[];
-const CLIENT: &[Never<Link, LinkEvent>] = &[];
-const SERVER: &[Never<Link, LinkEvent>] = &[];
+use {Account as A, Link as L, LinkEvent as E, Promise as P, PromiseEvent as Q, RequestEvent as R};
+
+const REQUESTER: &[Never<A, R>] = &[
+    Never {
+        states: &[A::New, A::Idle],
+        events: &[R::Opens, R::Keeps, R::Closes, R::Error, R::Broken],
+        why: "no Call is outstanding, so what comes answers none",
+    },
+    Never {
+        states: &[A::First],
+        events: &[R::Call],
+        why: "one Call is all that may be outstanding before the first Reply (RFC 8166 section 3.3.3)",
+    },
+    Never {
+        states: &[A::First],
+        events: &[R::Keeps, R::Closes],
+        why: "the first grant opens a window that was not known",
+    },
+    Never {
+        states: &[A::Full, A::Over],
+        events: &[R::Call],
+        why: "no more Calls than were granted (RFC 8166 section 3.3.1)",
+    },
+    Never {
+        states: &[A::Bare],
+        events: &[R::Call],
+        why: "there is no permit without a Receive for the Reply (RFC 8166 section 3.3.1)",
+    },
+    Never { states: &[A::Lost], events: &[R::Loss], why: "a connection is lost once" },
+];
+
+const RESPONDER: &[Never<P, Q>] = &[
+    Never {
+        states: &[P::New, P::Idle],
+        events: &[Q::Reply, Q::Error],
+        why: "no Call is in hand, so there is nothing to answer",
+    },
+    Never {
+        states: P::ALL,
+        events: &[Q::Silent],
+        why: "an execution takes no virtual time, so no copy meets it half way; threads do, in the crate rpcrdma",
+    },
+    Never { states: &[P::Lost], events: &[Q::NoReceive], why: "nothing arrives at an end that is lost" },
+    Never { states: &[P::Lost], events: &[Q::Loss], why: "a connection is lost once" },
+];
+
+/// As [`Stage::next`] has it; a test compares them.
+const CALL: &[Never<Stage, Step>] = &[
+    Never {
+        states: &[Stage::NeedBuffer, Stage::Reading],
+        events: &[Step::Replied, Step::Sent],
+        why: "a Call is executed before it is answered",
+    },
+    Never {
+        states: &[Stage::Reading, Stage::Executing, Stage::Sending],
+        events: &[Step::ReadsPosted],
+        why: "a Call's chunks are pulled once",
+    },
+    Never {
+        states: &[Stage::Executing, Stage::Sending],
+        events: &[Step::Complete],
+        why: "a Call is whole once",
+    },
+    Never { states: &[Stage::Sending], events: &[Step::Replied], why: "a Call is answered once" },
+    Never { states: &[Stage::Done], events: &Step::ALL, why: "a Call that is done is forgotten" },
+];
+
+/// How a connection can be lost.
+const LOSSES: &[E] = &[
+    E::LostReset,
+    E::LostTimeout,
+    E::LostDevice,
+    E::LostClosed,
+    E::LostTerminated,
+    E::LostMisbehaved,
+    E::LostHere,
+];
+
+const CLIENT: &[Never<L, E>] = &[
+    Never {
+        states: &[L::New, L::Open, L::Closing, L::Lost],
+        events: &[E::Made, E::NotMade],
+        why: "whether there is a connection is decided once",
+    },
+    Never {
+        states: &[L::Asked],
+        events: &[
+            E::Receive,
+            E::Send,
+            E::Arrival,
+            E::Exposed,
+            E::NotExposed,
+            E::Closed,
+            E::Invalidated,
+            E::Placed,
+            E::Fetched,
+            E::Done,
+            E::Flushed,
+            E::NoReceive,
+            E::Violation,
+            E::LostTimeout,
+            E::LostMisbehaved,
+            E::LostHere,
+            E::Cut,
+            E::Goodbye,
+        ],
+        why: "there is no queue pair to use yet, and nothing has been sent",
+    },
+    Never {
+        states: L::ALL,
+        events: &[E::Data],
+        why: "a client has no RDMA of its own: the server reads and writes",
+    },
+    Never {
+        states: L::ALL,
+        events: &[E::LostTerminated],
+        why: "a client gives its server no reason to end the connection with an error",
+    },
+    Never {
+        states: &[L::New],
+        events: &[E::NoReceive],
+        why: "no Receive has been taken, and there are three",
+    },
+    Never {
+        states: &[L::New, L::Open, L::Closing],
+        events: &[E::Flushed],
+        why: "work is flushed after the loss",
+    },
+    Never {
+        states: &[L::New, L::Open],
+        events: &[E::Dropped],
+        why: "a client drops an end only after its loss or its goodbye",
+    },
+    Never {
+        states: &[L::Closing],
+        events: &[E::Receive, E::Send, E::Exposed, E::NotExposed, E::Cut, E::Goodbye],
+        why: "after its goodbye a client only waits",
+    },
+    Never {
+        states: &[L::Lost],
+        events: &[
+            E::Arrival,
+            E::Closed,
+            E::Invalidated,
+            E::Placed,
+            E::Fetched,
+            E::NoReceive,
+            E::Violation,
+            E::Reset,
+            E::Silence,
+        ],
+        why: "nothing reaches an end that is lost, and it makes no steps that could be faults",
+    },
+    Never { states: &[L::Lost], events: LOSSES, why: "a connection is lost once" },
+];
+
+const SERVER: &[Never<L, E>] = &[
+    Never { states: L::ALL, events: &[E::NotMade], why: "only the client is told" },
+    Never {
+        states: L::ALL,
+        events: &[E::Exposed, E::NotExposed, E::Closed, E::Invalidated, E::Placed, E::Fetched],
+        why: "a server exposes no memory",
+    },
+    Never {
+        states: &[L::Asked],
+        events: &[
+            E::Made,
+            E::Receive,
+            E::Send,
+            E::Data,
+            E::Arrival,
+            E::Done,
+            E::Flushed,
+            E::NoReceive,
+            E::Violation,
+            E::LostReset,
+            E::LostTimeout,
+            E::LostDevice,
+            E::LostClosed,
+            E::LostTerminated,
+            E::LostMisbehaved,
+            E::LostHere,
+            E::Cut,
+            E::Goodbye,
+            E::Dropped,
+        ],
+        why: "there is no queue pair yet",
+    },
+    Never {
+        states: &[L::New],
+        events: &[E::Receive, E::Send, E::Data, E::Done],
+        why: "before the first message all Receives are posted, and there is nothing to do",
+    },
+    Never { states: &[L::New], events: &[E::NoReceive], why: "no Receive has been taken" },
+    Never {
+        states: &[L::New],
+        events: &[E::LostTimeout, E::LostTerminated],
+        why: "nothing was sent that could be missed or be wrong",
+    },
+    Never {
+        states: &[L::New, L::Open, L::Closing],
+        events: &[E::Flushed],
+        why: "work is flushed after the loss",
+    },
+    Never { states: &[L::Closing], events: &[E::Goodbye], why: "it is said once" },
+    Never {
+        states: &[L::Lost],
+        events: &[E::Arrival, E::NoReceive, E::Violation],
+        why: "nothing reaches an end that is lost",
+    },
+    Never { states: &[L::Lost], events: LOSSES, why: "a connection is lost once" },
+];
+
+const RARE_REQUESTER: &[Never<A, R>] = &[];
+const RARE_RESPONDER: &[Never<P, Q>] = &[];
+const RARE_CLIENT: &[Never<L, E>] = &[];
+const RARE_SERVER: &[Never<L, E>] = &[];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stages_of_a_call_are_those_of_the_responder() {
+        for stage in Stage::ALL {
+            for step in Step::ALL {
+                let listed = CALL.iter().any(|n| n.states.contains(&stage) && n.events.contains(&step));
+                assert_eq!(listed, stage.next(step).is_none(), "{step:?} in {stage:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn axes_have_an_order_and_distinct_names() {
+        fn check<T: Axis>() {
+            for (nth, item) in T::ALL.iter().enumerate() {
+                assert_eq!(item.index(), nth);
+                assert_eq!(T::ALL.iter().filter(|other| other.name() == item.name()).count(), 1);
+            }
+        }
+        check::<Account>();
+        check::<RequestEvent>();
+        check::<Promise>();
+        check::<PromiseEvent>();
+        check::<Stage>();
+        check::<Step>();
+        check::<Link>();
+        check::<LinkEvent>();
+    }
+}

@@ -12,7 +12,7 @@ use rpcrdma_sim::{
     coverage::{self, Coverage, Pair},
     plan::{Cuts, pairs, resets},
     record::Keep,
-    spec::Spec,
+    spec::{Spec, Weather, Workload},
 };
 use serde::Serialize;
 
@@ -67,10 +67,14 @@ pub(super) fn seeds(sim: &Sim, spec: Spec, until: Until) -> Outcome {
         Until::Seeds(n) => (n, None),
         Until::Time(t) => (u64::MAX, Some(t)),
     };
-    let seeds = (0..most).map(|n| Spec { seed: first.wrapping_add(n), ..spec.clone() });
+    let seeds = (0..most).map(|n| {
+        let seed = first.wrapping_add(n);
+        let usual = if spec.world == Weather::Random { Workload::by_seed(seed) } else { spec.workload };
+        Spec { seed, workload: sim.workload.unwrap_or(usual), ..spec.clone() }
+    });
     let title = format!(
         "seeds from {first} on, {} work in {} worlds{}",
-        spec.workload.name(),
+        sim.workload.map_or("all kinds of", Workload::name),
         spec.world.name(),
         spec.cuts.as_ref().map_or_else(String::new, |cuts| format!(", {}", cuts.in_words())),
     );
@@ -279,6 +283,7 @@ pub(super) fn table(out: &mut Out, coverage: &Coverage) -> Result<(), Failure> {
                 .map(|s| match coverage.pair(&table, e, s) {
                     Pair::Reached(n) => out.paint("32", &format!("{:>12}", units::count(n))),
                     Pair::Never(_) => out.paint("2", &format!("{:>12}", "·")),
+                    Pair::Rare(_) => out.paint("2", &format!("{:>12}", "-")),
                     Pair::Missing => out.paint("33", &format!("{:>12}", "0")),
                     Pair::Surprise(n, _) => out.paint("1;31", &format!("{:>12}", format!("!{n}"))),
                 })

@@ -89,13 +89,13 @@ pub(super) fn show(sim: &Sim, spec: &Spec, keep: Keep, out: &mut Out, again: boo
     let most = if sim.rows == 0 { rows.len() } else { sim.rows };
     let window = Timeline::window(&rows, most);
     let (before, after) = (window.start, rows.len() - window.end);
-    let rows = rows.get(window).unwrap_or_default();
     if let Some(file) = &sim.svg {
         let title = format!("rpcrdma sim {spec}");
         let subtitle = broken.map_or_else(|| outcome.plan.clone(), |why| format!("BROKEN: {why}"));
-        std::fs::write(file, svg::draw(&title, &subtitle, rows))
+        std::fs::write(file, svg::draw(&title, &subtitle, &rows, window.clone()))
             .map_err(|e| Failure::of(file.display(), e))?;
     }
+    let rows = rows.get(window).unwrap_or_default();
     if sim.json {
         out.json(&Record {
             run: spec.to_string(),
@@ -180,5 +180,9 @@ fn report(out: &mut Out, spec: &Spec, outcome: &rig::Outcome) -> Result<(), Fail
 /// Pairs that were reached, in short.
 fn covered(coverage: &Coverage) -> String {
     let sum = coverage.sum();
-    format!("{} of {} pairs of state and event", sum.reached, sum.reached + sum.missing.len() as u64)
+    format!(
+        "{} of {} pairs of state and event",
+        sum.reached,
+        sum.reached + sum.rare + sum.missing.len() as u64
+    )
 }
