@@ -5,6 +5,7 @@ pub mod error;
 pub mod export;
 pub mod memory;
 pub mod metrics;
+pub mod probe;
 pub mod server;
 mod stream;
 

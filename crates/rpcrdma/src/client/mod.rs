@@ -14,7 +14,10 @@ mod tcp;
 
 pub use backoff::BackoffConfig;
 pub use channel::CallError;
+pub(crate) use channel::Xids;
+pub(crate) use mount::credential;
 pub use mount::{Identity, Mount, MountConfig, Transport};
 pub use nfs::{DirEntry, DirPage, ReadDone};
 pub use rdma::RdmaConfig;
+pub(crate) use servers::Servers;
 pub use target::{ParseTargetError, Target};

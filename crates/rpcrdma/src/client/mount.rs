@@ -312,7 +312,8 @@ impl Inner {
     }
 }
 
-fn credential(identity: &Identity, seed: Option<u64>) -> Vec<u8> {
+/// The body of an AUTH_SYS credential.
+pub(crate) fn credential(identity: &Identity, seed: Option<u64>) -> Vec<u8> {
     let machine = identity.machine.as_bytes();
     let mut w = Writer::new();
     AuthSys {
