@@ -79,6 +79,8 @@ pub struct ServerMetrics {
     pub connections: Counter,
     /// RDMA connections that have ended.
     pub closed: Counter,
+    /// Of those, the ones whose peer broke a rule of the transport: a bad CRC, STag, bound, queue or frame.
+    pub misbehaved: Counter,
     /// Connection requests that did not become a connection.
     pub refused: Counter,
     /// Calls received over RDMA.

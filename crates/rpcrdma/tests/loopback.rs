@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 use std::{
+    future::poll_fn,
     net::SocketAddr,
     sync::{
         Arc,
@@ -20,7 +21,8 @@ use rpcrdma::{
     },
 };
 use rpcrdma_fabric::{
-    Connector, FaultCounters, FaultPlan, InjectConnector, InjectListener, Listener as _, Region,
+    Connector, FaultCounters, FaultPlan, InjectConnector, InjectListener, Listener as _, QpLimits, Region,
+    RemoteSegment, Stag, Start, Work,
 };
 use rpcrdma_nfs::v3::{CreateMode, Handle, SetAttributes, Stable, Status};
 
@@ -296,4 +298,19 @@ async fn long_replies_wait_for_memory() {
     for listing in listings {
         assert!(listing.await.unwrap().unwrap().entries.len() > 100);
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_the_rules_of_the_transport_is_counted() {
+    let peer = Peer::start(ServerConfig::default(), None);
+    let start = Start { private_data: Vec::new(), recvs: Vec::new(), limits: QpLimits::default() };
+    let mut qp = connector(|_| ()).connect(peer.at, start).await.unwrap();
+    let to = [RemoteSegment { stag: Stag(0x0bad_0bad), offset: 0, len: 4 }].into_iter().collect();
+    qp.post(Work::Write { id: 1, buf: Region::alloc(4), at: 0, to }).unwrap();
+    let mut done = Vec::new();
+    while poll_fn(|cx| qp.poll(cx, &mut done)).await.is_ok() {}
+    while peer.metrics().closed.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(peer.metrics().misbehaved.get(), 1);
 }

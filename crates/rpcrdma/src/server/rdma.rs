@@ -226,6 +226,9 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
     })
     .await;
     shared.metrics.closed.add(1);
+    if matches!(why, Lost::PeerMisbehaved(_)) {
+        shared.metrics.misbehaved.add(1);
+    }
     shared.metrics.overruns.add(connection.responder.overruns());
     info!(%peer, "RDMA connection ended: {why}");
 }

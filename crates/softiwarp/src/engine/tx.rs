@@ -357,7 +357,8 @@ impl Tx {
                 left -= bytes.len();
             }
         }
-        if let Some(terminate) = terminate {
+        // An acceptor sends nothing before it has taken the initiator's first FPDU (RFC 5044 section 7.1.2).
+        if let Some(terminate) = terminate.filter(|_| !self.held) {
             out.extend_from_slice(&terminate_fpdu(terminate, self.crc.is_some()));
         }
         out
