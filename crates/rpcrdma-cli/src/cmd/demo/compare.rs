@@ -14,6 +14,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::fs::Time;
+
 /// What a comparison found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Comparison {
@@ -157,7 +159,9 @@ fn attributes(found: &mut Comparison, path: &Path, source: &Metadata, copy: &Met
             format!("has mode {:o} instead of {:o}", copy.mode() & 0o7777, source.mode() & 0o7777),
         );
     }
-    if (source.mtime(), source.mtime_nsec()) != (copy.mtime(), copy.mtime_nsec()) {
+    let time = |of: &Metadata| Time { secs: of.mtime(), nanos: of.mtime_nsec() as u32 };
+    // As far as NFSv3 can say it.
+    if Time::from(time(source).to_nfs()) != time(copy) {
         found.differs(path, "has another time of change");
     }
 }

@@ -79,8 +79,13 @@ fn file_type(mode: u16) -> FileType {
     }
 }
 
+/// As near as NFSv3 can say it, which knows the years 1970 to 2106.
 fn time(stamp: StatxTimestamp) -> NfsTime {
-    NfsTime { seconds: stamp.tv_sec as u32, nanos: stamp.tv_nsec }
+    match u32::try_from(stamp.tv_sec) {
+        Ok(seconds) => NfsTime { seconds, nanos: stamp.tv_nsec },
+        Err(_) if stamp.tv_sec < 0 => NfsTime { seconds: 0, nanos: 0 },
+        Err(_) => NfsTime { seconds: u32::MAX, nanos: 0 },
+    }
 }
 
 pub(super) fn statx(fd: BorrowedFd<'_>, mask: StatxFlags) -> Result<Statx, Errno> {
