@@ -193,6 +193,16 @@ pub(crate) struct Place {
     pub(crate) shown: String,
 }
 
+impl Place {
+    /// What to say when nothing is there.
+    pub(crate) fn missing(&self) -> Failure {
+        match &self.parent {
+            Some((Dir::Local(_), _)) => Failure::of(&self.shown, rustix::io::Errno::NOENT),
+            _ => Failure::of(&self.shown, no_entry()),
+        }
+    }
+}
+
 /// Connections of one command, by server.
 pub(crate) struct Session {
     options: ClientOptions,

@@ -163,7 +163,7 @@ impl Cp {
 
     async fn one(&self, job: &Arc<Job>, from: &Place, to: &Place) -> Result<(), Failure> {
         let Some(object) = from.found else {
-            return Err(Failure::of(&from.shown, crate::connect::no_entry()));
+            return Err(from.missing());
         };
         let recursive = self.recursive || self.archive;
         let linked = object.meta.kind == Kind::Symlink;
@@ -219,13 +219,38 @@ impl Cp {
             // Without -r a symlink on the command line stands for what it leads to.
             (dir, name, object) = follow(from).await?;
         }
-        let (target, target_name, shown) = match (&to.dir, &to.parent) {
-            (Some(dir), _) => (dir, &from.name, join(&to.shown, &from.name)),
-            (None, Some((parent, name))) => (parent, name, to.shown.clone()),
-            (None, None) => return Err(Failure::of(&to.shown, "there is nothing to copy to")),
+        // Nor is one replaced by a file: it stands for what it leads to on both ends.
+        let through = match to.found {
+            Some(there)
+                if there.meta.kind == Kind::Symlink
+                    && to.dir.is_none()
+                    && object.meta.kind != Kind::Symlink =>
+            {
+                Some(follow(to).await?)
+            }
+            _ => None,
+        };
+        let (target, target_name, shown) = match (&through, &to.dir, &to.parent) {
+            (Some((dir, name, _)), ..) => (dir, name, to.shown.clone()),
+            (None, Some(dir), _) => (dir, &from.name, join(&to.shown, &from.name)),
+            (None, None, Some(_)) if self.wants_directory() => {
+                return Err(Failure::of(&to.shown, "there is no such directory"));
+            }
+            (None, None, Some((parent, name))) => (parent, name, to.shown.clone()),
+            (None, None, None) => return Err(Failure::of(&to.shown, "there is nothing to copy to")),
         };
         job.copy_one((&dir, &name, object), (target, target_name), (&from.shown, &shown)).await;
         Ok(())
+    }
+
+    /// Whether the destination ends with a slash, as only a directory's may.
+    fn wants_directory(&self) -> bool {
+        use std::os::unix::ffi::OsStrExt as _;
+        match self.paths.last() {
+            Some(Location::Url(target)) => target.path.ends_with(b"/"),
+            Some(Location::Local(path)) => path.as_os_str().as_bytes().ends_with(b"/"),
+            None => false,
+        }
     }
 
     fn summary(&self, job: &Job, session: &Session, interrupted: bool) {
@@ -273,7 +298,10 @@ fn println(line: &str) {
 async fn follow(from: &Place) -> Result<(Dir, Vec<u8>, crate::fs::Object), Failure> {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
     let Some((Dir::Local(_), _)) = &from.parent else {
-        return Err(Failure::of(&from.shown, "it is a symlink; -r copies it as one"));
+        return Err(Failure::of(
+            &from.shown,
+            "it is a symlink; name what it leads to, or copy links with -r",
+        ));
     };
     let path = std::fs::canonicalize(&from.shown).map_err(|e| Failure::of(&from.shown, e))?;
     let name = path.file_name().map(|n| n.as_bytes().to_vec()).unwrap_or_default();

@@ -452,6 +452,10 @@ fn reachable(ip: IpAddr) -> String {
 /// Writes a file that appears when it is whole.
 fn write_whole(file: &Path, ready: &Ready) -> io::Result<()> {
     let text = serde_json::to_string(ready).map_err(io::Error::other)?;
+    if std::fs::metadata(file).is_ok_and(|there| !there.is_file()) {
+        // A fifo or a terminal is to be written to, not to be replaced.
+        return std::fs::write(file, text + "\n");
+    }
     let mut part = file.as_os_str().to_owned();
     part.push(".part");
     std::fs::write(&part, text + "\n")?;
@@ -491,6 +495,7 @@ fn counters(m: &ServerMetrics, t: &tcp::Counters, service: &RpcService, up: Dura
         &[
             ("connections", m.connections.get()),
             ("closed", m.closed.get()),
+            ("for breaking the rules", m.misbehaved.get()),
             ("turned away", m.refused.get()),
             ("calls", m.calls.get()),
             ("replies", m.replies.get()),

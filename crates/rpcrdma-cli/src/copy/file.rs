@@ -131,8 +131,12 @@ pub(super) async fn copy_object(
 ) -> Result<(), Failure> {
     let meta = from.2.meta;
     let there = if fresh { None } else { to.0.find(to.1).await.map_err(|e| Failure::of(shown.1, e))? };
-    if there.is_some_and(|o| o.meta.kind == Kind::Dir) {
-        return Err(Failure::of(shown.1, format!("a directory is in the way of {}", shown.0)));
+    // What is no data is not replaced by data: /dev/null is more than a name.
+    if let Some(kind) = there.map(|o| o.meta.kind)
+        && (kind == Kind::Dir || kind.is_special() && kind != meta.kind)
+    {
+        let hint = if kind.is_special() { "; rpcrdma cat writes to one" } else { "" };
+        return Err(Failure::of(shown.1, format!("a {} is in the way of {}{hint}", kind.words(), shown.0)));
     }
     match meta.kind {
         Kind::File => copy_file(job, from, (to.0, to.1, there), shown).await,
@@ -199,15 +203,28 @@ async fn copy_special(
     meta: &Meta,
     (to, name, there): (&Dir, &[u8], Option<Object>),
 ) -> Result<(), FsError> {
-    if let Some(there) = there {
-        if there.meta.kind == meta.kind && there.meta.rdev == meta.rdev {
-            add(&job.totals.unchanged, 1);
-            return Ok(());
-        }
-        to.remove(name).await?;
+    if there.is_some_and(|there| there.meta.kind == meta.kind && there.meta.rdev == meta.rdev) {
+        add(&job.totals.unchanged, 1);
+        return Ok(());
     }
-    to.make_special(name, Special { kind: meta.kind, mode: meta.mode, rdev: meta.rdev }).await?;
-    to.change(name, meta.kind, attributes(job, meta)).await?;
+    // Beside it, then a rename: what is there stays until there is something in its place.
+    let part = part_name(name);
+    let special = || Special { kind: meta.kind, mode: meta.mode, rdev: meta.rdev };
+    match to.make_special(&part, special()).await {
+        Err(e) if e.is_exists() => {
+            to.remove(&part).await?;
+            to.make_special(&part, special()).await?;
+        }
+        made => made?,
+    }
+    let finish = async {
+        to.change(&part, meta.kind, attributes(job, meta)).await?;
+        rename(to, &part, name, |o| o.meta.kind == meta.kind).await
+    };
+    if let Err(e) = finish.await {
+        let _ = to.remove(&part).await;
+        return Err(e);
+    }
     add(&job.totals.files, 1);
     Ok(())
 }
@@ -236,15 +253,16 @@ async fn copy_file(
         let meta = object.meta;
         let copy =
             Copy { job, source: &source, meta, chunk: from.io_size().min(to.io_size()).max(512), shown };
+        // A short part is not continued, so it only takes room.
+        let give_up = async |failure: Failure| {
+            if meta.size < RESUME_FROM && !failure.is_fatal() {
+                let _ = to.remove(&part).await;
+            }
+            Err(failure)
+        };
         let sink = match copy.contents(to, &part).await {
             Ok(sink) => sink,
-            Err(failure) => {
-                // A short part is not continued, so it only takes room.
-                if meta.size < RESUME_FROM && !failure.is_fatal() {
-                    let _ = to.remove(&part).await;
-                }
-                return Err(failure);
-            }
+            Err(failure) => return give_up(failure).await,
         };
         let now = source.meta().await.map_err(|e| Failure::of(shown.0, e))?;
         if now.size != meta.size || now.mtime != meta.mtime {
@@ -258,7 +276,9 @@ async fn copy_file(
             let ours = |o: &Object| o.meta.kind == Kind::File && o.meta.size == meta.size;
             rename(to, &part, to_name, ours).await
         };
-        finish.await.map_err(|e| Failure::of(shown.1, e))?;
+        if let Err(e) = finish.await {
+            return give_up(Failure::of(shown.1, e)).await;
+        }
         add(&job.totals.files, 1);
         return Ok(());
     }

@@ -135,6 +135,11 @@ pub(crate) fn marker(from: &Meta) -> Vec<u8> {
     file::part_name(format!("copy-of-{:016x}", hash.finish()).as_bytes())
 }
 
+/// Whether this is the name of a [`marker`]. It says something of the place where it is, so it is not copied.
+fn is_marker(name: &[u8]) -> bool {
+    name.starts_with(b".copy-of-") && file::is_part(name)
+}
+
 /// A copy under way; shared by all of its tasks.
 pub(crate) struct Job {
     pub(crate) options: Options,

@@ -250,6 +250,9 @@ async fn one(
     shown: (&str, &str),
 ) -> Result<(), Failure> {
     let (meta, to) = (&entry.object.meta, &node.to);
+    if super::is_marker(&entry.name) {
+        return Ok(());
+    }
     if file::is_part(&entry.name) {
         return Err(Failure::of(shown.0, "left out, because it is the part of a copy that was interrupted"));
     }

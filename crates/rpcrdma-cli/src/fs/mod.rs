@@ -125,6 +125,11 @@ impl Kind {
     }
 
     /// In words.
+    /// Whether it is neither data nor a name for something else.
+    pub(crate) fn is_special(self) -> bool {
+        matches!(self, Self::Block | Self::Char | Self::Fifo | Self::Socket)
+    }
+
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::File => "regular file",

@@ -3,11 +3,13 @@
 use std::{
     fs,
     os::unix::{
-        fs::{MetadataExt as _, symlink},
+        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
         net::UnixListener,
     },
     process::Stdio,
 };
+
+use rustix::fs::{FileType, Mode};
 
 use crate::support::{Serving, assert_same, fails, is_root, long_ago, noise, ok, plant, program, run};
 
@@ -188,7 +190,7 @@ fn archive_keeps_hard_links_and_special_files() {
             fs::hard_link(tree.join(format!("{file}-a")), tree.join(format!("{file}-{name}"))).unwrap();
         }
     }
-    rustix::fs::mkfifoat(rustix::fs::CWD, tree.join("fifo"), rustix::fs::Mode::RUSR).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, tree.join("fifo"), Mode::RUSR).unwrap();
     for (to, there) in [
         (server.outside("out").to_str().unwrap().to_owned(), server.outside("out")),
         (server.url("again"), server.dir.join("again")),
@@ -315,4 +317,54 @@ fn times_that_the_protocol_cannot_say_are_told() {
     assert!(done.stderr.contains("from 1970 to 2106"), "{done:?}");
     assert_eq!(fs::metadata(server.dir.join("old")).unwrap().mtime(), 0);
     assert!(run(args).stdout.contains("1 unchanged"), "the nearest time is as good as the time");
+}
+
+#[test]
+fn what_is_no_data_stays_when_data_comes() {
+    let server = Serving::unsquashed();
+    fs::write(server.dir.join("file"), "data").unwrap();
+    let (fifo, link, real) = (server.outside("fifo"), server.outside("link"), server.outside("real"));
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+    assert!(fails(1, ["cp", &server.url("file"), fifo.to_str().unwrap()]).contains("a fifo is in the way"));
+    assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+
+    symlink(&real, &link).unwrap();
+    let args = ["cp", &server.url("file"), link.to_str().unwrap()];
+    fails(1, args);
+    fs::write(&real, "old").unwrap();
+    ok(args);
+    assert_eq!(fs::read(&real).unwrap(), b"data");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+}
+
+#[test]
+fn a_refused_copy_leaves_what_was_there_and_nothing_else() {
+    if !is_root() {
+        return;
+    }
+    let server = Serving::new(&[]);
+    fs::set_permissions(&server.dir, fs::Permissions::from_mode(0o777)).unwrap();
+    let (special, file) = (server.outside("special"), server.outside("file"));
+    let mode = Mode::from_raw_mode(0o644);
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(rustix::fs::CWD, &special, FileType::CharacterDevice, mode, null).unwrap();
+    fs::write(&file, "data").unwrap();
+    fs::write(server.dir.join("there"), "precious").unwrap();
+    // Root is nobody there.
+    fails(1, ["cp", "-a", special.to_str().unwrap(), &server.url("there")]);
+    assert_eq!(fs::read(server.dir.join("there")).unwrap(), b"precious");
+    fails(1, ["cp", "--owner", file.to_str().unwrap(), &server.url("new")]);
+    assert_eq!(fs::read_dir(&server.dir).unwrap().count(), 1, "no part is left");
+}
+
+#[test]
+fn a_name_that_ends_with_a_slash_is_a_directory_and_a_missing_source_is_missing_here() {
+    let server = Serving::unsquashed();
+    let file = server.outside("file");
+    fs::write(&file, "data").unwrap();
+    let said = fails(1, ["cp", file.to_str().unwrap(), &server.url("new/")]);
+    assert!(said.contains("no such directory"), "{said}");
+    let gone = server.outside("gone");
+    let said = fails(1, ["cp", gone.to_str().unwrap(), &server.url("new")]);
+    assert!(said.contains("No such file or directory") && !said.contains("server"), "{said}");
 }
