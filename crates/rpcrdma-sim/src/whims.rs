@@ -277,10 +277,7 @@ pub async fn restarts(w: Arc<World>) -> Result {
         }
         sleep(Duration::from_millis(20)).await;
     };
-    let working = tokio::spawn({
-        let w = Arc::clone(&w);
-        async move { workload::rounds(&w, &mount, 5, 3).await }
-    });
+    let working = tokio::spawn(async move { workload::rounds(&w, &mount, 5, 3).await });
     let server = restarting.await.map_err(|e| format!("the server died: {e}"))?;
     leaving.await.map_err(|e| format!("a client that leaves died: {e}"))?;
     let done = working.await.map_err(|e| format!("a worker died: {e}"))?;

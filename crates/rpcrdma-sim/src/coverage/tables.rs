@@ -463,10 +463,67 @@ const SERVER: &[Never<L, E>] = &[
     Never { states: &[L::Lost], events: LOSSES, why: "a connection is lost once" },
 ];
 
-const RARE_REQUESTER: &[Never<A, R>] = &[];
-const RARE_RESPONDER: &[Never<P, Q>] = &[];
-const RARE_CLIENT: &[Never<L, E>] = &[];
-const RARE_SERVER: &[Never<L, E>] = &[];
+const RARE_REQUESTER: &[Never<A, R>] = &[
+    Never {
+        states: &[A::Bare],
+        events: R::ALL,
+        why: "the driver posts Receives after each batch of completions, so a window is bare only inside of one",
+    },
+    Never {
+        states: &[A::New, A::First, A::Idle],
+        events: &[R::Receive, R::Stray, R::Garbage, R::Reverse, R::Foreign],
+        why: "a server that breaks the rules mostly does so when it answers, with other Calls outstanding",
+    },
+    Never {
+        states: &[A::Lost],
+        events: &[R::Error, R::Stray, R::Garbage, R::Reverse, R::Foreign],
+        why: "the message has to have arrived just before the loss",
+    },
+];
+
+const RARE_RESPONDER: &[Never<P, Q>] = &[
+    Never {
+        states: &[P::Lost],
+        events: &[Q::Refused, Q::Dropped],
+        why: "the message has to have arrived just before the loss",
+    },
+    Never {
+        states: &[P::First, P::Idle, P::Busy, P::Full],
+        events: &[Q::NoReceive],
+        why: "who has sent so much has mostly been seen to flood",
+    },
+];
+
+const RARE_CLIENT: &[Never<L, E>] = &[
+    Never {
+        states: &[L::New],
+        events: &[E::Receive, E::Closed],
+        why: "it takes messages before the first Reply, or a registration that fails for the first Call",
+    },
+    Never {
+        states: &[L::Open, L::Closing],
+        events: &[E::NoReceive],
+        why: "it takes more strays at one time than there are Receives",
+    },
+    Never {
+        states: &[L::Closing],
+        events: &[E::Fetched, E::Violation, E::Silence, E::LostTimeout, E::LostMisbehaved],
+        why: "a goodbye is over in a moment, unless completions are late",
+    },
+];
+
+const RARE_SERVER: &[Never<L, E>] = &[
+    Never {
+        states: &[L::Closing],
+        events: &[E::Cut],
+        why: "a goodbye is over in a moment, unless completions are late",
+    },
+    Never {
+        states: &[L::Open],
+        events: &[E::Dropped],
+        why: "the first Call has to come and then silence, before the connection is confirmed",
+    },
+];
 
 #[cfg(test)]
 mod tests {
