@@ -97,6 +97,7 @@ suite!(softiwarp_without_crc, crate::softiwarp(|c| c.crc = false));
 suite!(softiwarp_peer_to_peer, crate::softiwarp(|c| c.peer_to_peer = true));
 suite!(softiwarp_revision_1, crate::softiwarp(|c| c.revision = 1));
 suite!(softiwarp_spinning, crate::softiwarp(|c| c.spin = Some(std::time::Duration::from_micros(30))));
+suite!(softiwarp_solicited, crate::softiwarp(|c| c.solicited = true));
 suite!(softiwarp_small_segments, crate::softiwarp(|c| c.max_ulpdu = 200));
 
 /// RNICs. They are tried where the environment names an address of one, `RPCRDMA_VERBS_ADDRESS=10.0.2.15`.

@@ -27,7 +27,12 @@ fn agreed(role: Role, crc: bool) -> Agreed {
 
 fn engine(role: Role, crc: bool, max_ulpdu: usize, recvs: &[usize]) -> Engine {
     let recvs = recvs.iter().map(|n| Region::alloc(*n)).collect();
-    Engine::new(&agreed(role, crc), QpLimits::default(), Options { max_ulpdu, nudge: false }, recvs)
+    Engine::new(
+        &agreed(role, crc),
+        QpLimits::default(),
+        Options { max_ulpdu, nudge: false, ..Options::default() },
+        recvs,
+    )
 }
 
 /// A passive engine with Receives of these lengths, with CRCs.
@@ -584,7 +589,7 @@ fn a_region_closed_in_the_middle_of_a_write_is_not_touched_again() {
 #[test]
 fn nudges_come_until_the_peer_is_heard() {
     let make = |nudge| {
-        let options = Options { max_ulpdu: 4096, nudge };
+        let options = Options { max_ulpdu: 4096, nudge, ..Options::default() };
         Engine::new(&agreed(Role::Active, true), QpLimits::default(), options, vec![Region::alloc(64)])
     };
     let send = || Work::Send { id: 1, buf: Region::alloc(4), len: 4, invalidate: None };
@@ -925,5 +930,20 @@ proptest! {
         let _ = engine.last_words();
         engine.flush(&mut done);
         prop_assert_eq!(done.len(), 5);
+    }
+}
+
+#[test]
+fn the_opcode_says_what_a_send_asks_for() {
+    for (solicited, invalidate, control) in
+        [(false, None, 0x43), (false, Some(7), 0x44), (true, None, 0x45), (true, Some(7), 0x46)]
+    {
+        let options = Options { nudge: false, solicited, ..Options::default() };
+        let mut engine = Engine::new(&agreed(Role::Active, false), QpLimits::default(), options, Vec::new());
+        let work = Work::Send { id: 1, buf: Region::alloc(4), len: 4, invalidate: invalidate.map(Stag) };
+        engine.post(work).unwrap();
+        let bytes = take_all(&mut engine, &mut Vec::new());
+        // Behind the length and the DDP control octet.
+        assert_eq!(bytes[3], control, "{solicited} {invalidate:?}");
     }
 }

@@ -116,11 +116,13 @@ pub struct Options {
     pub max_ulpdu: usize,
     /// Nudge the peer if its first FPDU does not come.
     pub nudge: bool,
+    /// Send with Solicited Event.
+    pub solicited: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_ulpdu: 64_768, nudge: true }
+        Self { max_ulpdu: 64_768, nudge: true, solicited: false }
     }
 }
 
@@ -145,7 +147,7 @@ impl Engine {
         let active = agreed.role == Role::Active;
         let max_ulpdu = options.max_ulpdu.clamp(MIN_MAX_ULPDU, MAX_ULPDU);
         let limits = QpLimits { outbound_reads: agreed.ord, inbound_reads: agreed.ird, ..limits };
-        let mut tx = Tx::new(max_ulpdu, agreed.crc, !active);
+        let mut tx = Tx::new(max_ulpdu, agreed.crc, !active, options.solicited);
         if active {
             match agreed.rtr {
                 Some(Rtr::Write) => tx.push_control(Control::Write),

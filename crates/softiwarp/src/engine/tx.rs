@@ -143,10 +143,12 @@ pub(super) struct Tx {
     crc: Option<Crc32c>,
     /// The passive side may not send before it has received.
     held: bool,
+    /// Every Send asks for an event at the peer (RFC 5040 section 4.3).
+    solicited: bool,
 }
 
 impl Tx {
-    pub(super) fn new(max_ulpdu: usize, crc: bool, held: bool) -> Self {
+    pub(super) fn new(max_ulpdu: usize, crc: bool, held: bool, solicited: bool) -> Self {
         Self {
             arena: vec![0; ARENA].into_boxed_slice(),
             arena_used: 0,
@@ -168,6 +170,7 @@ impl Tx {
             max_ulpdu,
             crc: crc.then(Crc32c::new),
             held,
+            solicited,
         }
     }
 
@@ -526,7 +529,12 @@ impl Engine {
         let tx = &mut self.tx;
         let n = (len - sent).min(tx.max_ulpdu - UNTAGGED_BYTES);
         let last = sent + n == *len;
-        let opcode = if invalidate.is_some() { Opcode::SEND_INVALIDATE } else { Opcode::SEND };
+        let opcode = match (tx.solicited, invalidate) {
+            (false, None) => Opcode::SEND,
+            (false, Some(_)) => Opcode::SEND_INVALIDATE,
+            (true, None) => Opcode::SEND_SOLICITED,
+            (true, Some(_)) => Opcode::SEND_SOLICITED_INVALIDATE,
+        };
         let header = Untagged {
             last,
             rdmap: opcode.control(),

@@ -49,6 +49,8 @@ pub struct Config {
     /// After connecting, send up to six empty frames at growing intervals until the peer's first FPDU comes: some
     /// peers overlook an FPDU that arrives too early.
     pub nudge: bool,
+    /// Mark Sends as solicited events, which wake peers that arm their completion queues for nothing else.
+    pub solicited: bool,
     /// How long to look for bytes again and again before waiting for them. Waking up costs more than a short wait, but
     /// the thread is busy meanwhile, with everything that runs on it. Where looking finds nothing it is done less and
     /// less. `None` never does it.
@@ -74,6 +76,7 @@ impl Default for Config {
             max_ulpdu: Options::default().max_ulpdu,
             congestion: Some("reno".to_owned()),
             nudge: true,
+            solicited: false,
             spin: None,
             reply_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(5),
@@ -97,7 +100,7 @@ impl Config {
     }
 
     fn options(&self) -> Options {
-        Options { max_ulpdu: self.max_ulpdu, nudge: self.nudge }
+        Options { max_ulpdu: self.max_ulpdu, nudge: self.nudge, solicited: self.solicited }
     }
 
     /// Sets a socket's options. None of them is worth failing for.
