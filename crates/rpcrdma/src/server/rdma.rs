@@ -184,6 +184,9 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
         }
         (Ok(_), None) => return,
     };
+    let mut responder = responder;
+    // A device may take fewer Receives than a whole grant and the next Call need.
+    responder.set_grant(config.grant.min(qp.limits().recvs.saturating_sub(2).max(1) as u32));
     shared.metrics.connections.add(1);
     debug!(%peer, transport = qp.peer().transport, "connected");
     let (report, executed) = mpsc::unbounded_channel();
