@@ -86,7 +86,7 @@ fn whim(seed: u64, first: bool) -> Tamper {
     let mut silent = false;
     let mut replies = 0;
     Box::new(move |draft| {
-        let Some(mut d) = draft.filter(|_| !silent) else { return kept.drain(..).collect() };
+        let Some(mut d) = draft.filter(|_| !silent) else { return std::mem::take(&mut kept) };
         replies += 1;
         if replies > 1 {
             let grants = [0, 1, 2, 3, 8, 16, 16, u32::MAX];
