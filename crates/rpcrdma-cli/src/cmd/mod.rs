@@ -12,6 +12,7 @@ mod ls;
 mod mkdir;
 mod mount;
 mod ping;
+mod probe;
 mod rm;
 mod serve;
 mod sim;
@@ -77,6 +78,7 @@ enum Command {
     Mount(mount::Mount),
     Df(df::Df),
     Ping(ping::Ping),
+    Probe(probe::Probe),
     Demo(demo::Demo),
     Bench(bench::Bench),
     Sim(sim::Sim),
@@ -98,6 +100,7 @@ impl Command {
             Self::Mount(_) => "mount",
             Self::Df(_) => "df",
             Self::Ping(_) => "ping",
+            Self::Probe(_) => "probe",
             Self::Demo(_) => "demo",
             Self::Bench(_) => "bench",
             Self::Sim(_) => "sim",
@@ -119,6 +122,7 @@ impl Command {
             Self::Mount(c) => c.run(),
             Self::Df(c) => block_on(c.run()),
             Self::Ping(c) => block_on(c.run()),
+            Self::Probe(c) => block_on(c.run()),
             Self::Demo(c) => c.run(),
             Self::Bench(c) => c.run(),
             Self::Sim(c) => c.run(),

@@ -237,3 +237,37 @@ fn a_port_for_rdma_that_is_taken_for_one_of_tcp_is_told() {
     assert_eq!(done.code, Some(1), "{done:?}");
     assert!(done.stderr.contains("use --tcp"), "{done:?}");
 }
+
+#[test]
+fn probe_finds_nothing_wrong_with_our_server() {
+    let server = planted();
+    let said = ok(["probe", "--json", "--write", "--timeout", "30", &server.url("")]);
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report["counts"]["deviates"], 0, "{said}");
+    let findings = report["findings"].as_array().unwrap();
+    for finding in findings {
+        let hostile = finding["group"] == "hostile";
+        assert_eq!(finding["verdict"] == "skipped", hostile, "{finding}");
+        assert!(finding["section"].as_str().unwrap().starts_with("RFC "), "{finding}");
+    }
+    let list = ok(["probe", "--list"]);
+    assert_eq!(list.lines().count(), findings.len());
+    let left = fs::read_dir(&server.dir).unwrap().filter(|e| {
+        let name = e.as_ref().unwrap().file_name();
+        name.to_string_lossy().contains("probe")
+    });
+    assert_eq!(left.count(), 0, "it takes its file away");
+}
+
+#[test]
+fn probe_prints_a_table() {
+    let server = planted();
+    let said = ok(["probe", "--only", "version-2,read-to-chunk", &server.url("")]);
+    assert!(said.contains("headers\n") && said.contains("conforms   RFC 8166 4.5.1"), "{said}");
+    assert!(said.contains("ERR_VERS, versions 1 to 1; the connection goes on"), "{said}");
+    // The files there are shorter.
+    assert!(said.contains("skipped") && said.contains("1024 are needed"), "{said}");
+    assert!(!said.contains('\x1b'), "no colours into a pipe");
+    assert!(fails(2, ["probe", "--write", "nfs://127.0.0.1"]).contains("needs a URL with a path"));
+    assert!(fails(2, ["probe", "--only", "nonsense", "nfs://127.0.0.1"]).contains("--list"));
+}
