@@ -48,7 +48,7 @@ fn unknown_words_are_wrong_usage() {
     fails(2, ["mount"]);
     fails(2, ["ls"]);
     let said = fails(2, ["ls", "server:/x"]);
-    assert!(said.contains("nfs://host[:port]/path"), "{said}");
+    assert!(said.contains("nfs://host[:port]"), "{said}");
 }
 
 #[test]
