@@ -469,13 +469,18 @@ pub(crate) fn show(name: &[u8]) -> String {
     let mut out = String::with_capacity(name.len());
     for chunk in name.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+            if c.is_control() || is_invisible(c) { out.extend(c.escape_default()) } else { out.push(c) }
         }
         for b in chunk.invalid() {
             out.push_str(&format!("\\x{b:02x}"));
         }
     }
     out
+}
+
+/// Characters that take no room or turn the direction of those behind them, so that a name looks like another one.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// A path of two parts, for people.
@@ -491,6 +496,7 @@ mod tests {
     #[test]
     fn names_are_shown_without_tricks() {
         assert_eq!(show(b"plain"), "plain");
+        assert_eq!(show("txt.\u{202e}exe".as_bytes()), "txt.\\u{202e}exe");
         assert_eq!(show("ü\n\x1b[31m".as_bytes()), "ü\\n\\u{1b}[31m");
         assert_eq!(show(b"a\xffb"), "a\\xffb");
         assert_eq!(join("", b"x"), "x");
