@@ -224,9 +224,10 @@ impl Shared {
                 notified.await;
             }
         };
-        if !self.has_hidden(inode.number) || timeout(UNCOVER_WAIT, uncovered).await.is_err() {
+        if timeout(UNCOVER_WAIT, uncovered).await.is_err() {
             return Err(error.into());
         }
+        // Also if nothing is hidden any more: it may have gone since the server answered.
         Ok(user.mount.rmdir(dir.handle, name).await.map(|_| ())?)
     }
 
