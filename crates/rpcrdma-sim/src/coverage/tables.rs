@@ -496,6 +496,11 @@ const RARE_RESPONDER: &[Never<P, Q>] = &[
 
 const RARE_CLIENT: &[Never<L, E>] = &[
     Never {
+        states: &[L::Lost],
+        events: &[E::Cut],
+        why: "a Call's time has to be up in the moment in which the connection is lost",
+    },
+    Never {
         states: &[L::New],
         events: &[E::Receive, E::Closed],
         why: "it takes messages before the first Reply, or a registration that fails for the first Call",
@@ -517,6 +522,11 @@ const RARE_SERVER: &[Never<L, E>] = &[
         states: &[L::Closing],
         events: &[E::Cut],
         why: "a goodbye is over in a moment, unless completions are late",
+    },
+    Never {
+        states: &[L::Closing],
+        events: &[E::Made],
+        why: "the client has to leave before the server has seen that the connection is made",
     },
     Never {
         states: &[L::Open],

@@ -737,7 +737,8 @@ impl Connection {
         let len = header + write_inline(shape.call, call, &mut buf[header..]);
         match self.qp.post(Work::Send { id: index as u64, buf, len, invalidate: None }) {
             Ok(()) => self.slots += 1,
-            // The Call is outstanding and will be sent again, on another connection.
+            // The Call is outstanding and will be sent again, on another connection. Why this one ended, says its next poll.
+            Err(refused) if refused.why == RejectReason::Lost => {}
             Err(refused) => self.cut(Loss::Refused(refused.why)),
         }
 
