@@ -328,7 +328,10 @@ impl Conn {
                 let error = matches!(header.body, Body::Error(_));
                 // A Call may be refused before it is whole.
                 let due = |c: &Held| c.xid == header.xid && c.sent.is_none();
-                if let Some(at) = server.calls.iter().position(due)
+                // Hostile clients have several Calls of one XID in the air: it is one that was executed that is answered.
+                let executed = |c: &Held| due(c) && c.stage == Stage::Executing;
+                let at = server.calls.iter().position(executed);
+                if let Some(at) = at.or_else(|| server.calls.iter().position(due))
                     && let Some(call) = server.calls.get_mut(at)
                 {
                     match (error, call.stage) {
