@@ -534,7 +534,8 @@ impl Connection {
             if !open {
                 return Poll::Ready(End::Closed);
             }
-            let sent = self.send_waiting(dialer, calls);
+            // Nothing leaves on a connection that we have given up, whatever its queue pair still takes.
+            let sent = self.cut.is_none() && self.send_waiting(dialer, calls);
             if !moved && !sent {
                 break;
             }

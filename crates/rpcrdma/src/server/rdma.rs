@@ -16,7 +16,7 @@
 //! its result is dropped, and the client, which sends the Call again on another connection, is answered from the duplicate
 //! request cache. A client that died without a word is never heard of again, as a reliable connection over InfiniBand has
 //! no keep-alive; so a connection on which nothing arrives for `idle_timeout` is closed, which costs a client that is
-//! merely idle one reconnect. Nothing that a peer sends ends more than its own connection.
+//! merely idle one reconnect, and sooner one that owes us the data of RDMA Reads. Nothing that a peer sends ends more than its own connection.
 //!
 //! # Limits
 //! Calls in hand are bounded by the posted Receives, which cover the grant and little more. Memory for chunks comes from
@@ -207,20 +207,28 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
         blocking: 0,
         blocked: VecDeque::new(),
         arrivals: 0,
+        reading: 0,
         slots: 0,
         unsent: VecDeque::new(),
     };
     let mut stopped = std::pin::pin!(stop.wait_for(|stop| *stop));
     let mut stopping = false;
     let mut idle =
-        Idle { timer: std::pin::pin!(sleep(config.idle_timeout)), after: config.idle_timeout, seen: 0 };
+        Idle { timer: std::pin::pin!(sleep(config.idle_timeout)), after: config.idle_timeout, seen: Some(0) };
+    let mut stalled = Idle { timer: std::pin::pin!(sleep(STALL)), after: STALL, seen: None };
     let why = std::future::poll_fn(|cx| {
         if !stopping && stopped.as_mut().poll(cx).is_ready() {
             stopping = true;
             connection.qp.shutdown(Shutdown::Graceful);
         }
         let polled = connection.poll(cx);
-        if polled.is_pending() && idle.is_over(cx, connection.arrivals) {
+        let reading = (connection.reading > 0).then_some(connection.arrivals);
+        if polled.is_pending() && stalled.is_over(cx, reading) {
+            debug!(%peer, "closing a connection whose client does not answer RDMA Reads");
+            connection.qp.shutdown(Shutdown::Abort);
+            cx.waker().wake_by_ref();
+        }
+        if polled.is_pending() && idle.is_over(cx, Some(connection.arrivals)) {
             debug!(%peer, "closing an idle connection");
             connection.qp.shutdown(Shutdown::Abort);
             cx.waker().wake_by_ref();
@@ -240,15 +248,15 @@ async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: wat
 struct Idle<'a> {
     timer: Pin<&'a mut Sleep>,
     after: Duration,
-    /// Arrivals when the timer was set.
-    seen: u64,
+    /// Arrivals when the timer was set, if any were due.
+    seen: Option<u64>,
 }
 
 impl Idle<'_> {
-    fn is_over(&mut self, cx: &mut Context<'_>, arrivals: u64) -> bool {
+    fn is_over(&mut self, cx: &mut Context<'_>, arrivals: Option<u64>) -> bool {
         while self.timer.as_mut().poll(cx).is_ready() {
             self.timer.as_mut().reset(Instant::now() + self.after);
-            if arrivals == self.seen {
+            if arrivals.is_some() && arrivals == self.seen {
                 return true;
             }
             self.seen = arrivals;
@@ -390,6 +398,8 @@ struct Connection {
     blocked: VecDeque<usize>,
     /// Messages, and data that we asked for.
     arrivals: u64,
+    /// RDMA Reads that have not completed.
+    reading: usize,
     /// Slots of the Send queue in use.
     slots: usize,
     /// In the order in which they were ready.
@@ -410,6 +420,9 @@ fn work_id(index: usize, mark: u64) -> u64 {
 const SETUP: Duration = Duration::from_secs(10);
 /// Calls of one connection on blocking threads at one time: others want some too.
 const BLOCKING: usize = 16;
+/// A connection on which nothing arrives for this long, or up to twice as long, although RDMA Reads are under way, is
+/// closed: its memory is missing elsewhere, and a client that lives answers Reads without being asked twice.
+const STALL: Duration = Duration::from_secs(30);
 /// Turns without a break before others on this thread get theirs.
 const TURNS: usize = 32;
 /// How long a Call without memory waits before it looks again.
@@ -452,6 +465,7 @@ impl Connection {
             }
             Completion::Done { id, op: Op::Read, buf } => {
                 self.arrivals += 1;
+                self.reading = self.reading.saturating_sub(1);
                 self.pulled((id >> 16) as usize, id & 0xffff, buf);
             }
             Completion::Done { id, op: Op::Send, .. } if id & 0xffff == SEND => {
@@ -618,6 +632,7 @@ impl Connection {
             match self.qp.post(work) {
                 Ok(()) => {
                     self.slots += 1;
+                    self.reading += 1;
                     *reads_left += 1;
                 }
                 Err(refused) => {
