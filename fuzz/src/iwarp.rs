@@ -208,7 +208,8 @@ fn run(flags: u8, stream: &[u8], step: usize) -> (Vec<Seen>, Option<String>) {
     let agreed = Agreed { role, crc: flags & 2 != 0, rtr, ird: 2048, ord: 4 };
     let limits = QpLimits { recvs: RECVS, sends: 16, exposed: EXPOSED, ..QpLimits::default() };
     let recvs = (0..RECVS).map(|_| Region::alloc(256)).collect();
-    let mut engine = Engine::new(&agreed, limits, Options { max_ulpdu: 1024, nudge: false, ..Options::default() }, recvs);
+    let mut engine =
+        Engine::new(&agreed, limits, Options { max_ulpdu: 1024, nudge: false, ..Options::default() }, recvs);
 
     let mut done = Vec::new();
     let exposed: Vec<u32> = (0..EXPOSED)
