@@ -25,6 +25,7 @@ mod inject;
 mod pool;
 mod region;
 pub mod sim;
+mod spin;
 
 use std::{
     fmt,
@@ -41,6 +42,7 @@ use smallvec::SmallVec;
 pub use inject::{FaultCounters, FaultPlan, Inject, InjectConnector, InjectListener, ParsePlanError};
 pub use pool::Pool;
 pub use region::{Region, Registration, UnsplitError};
+pub use spin::Spin;
 
 /// A steering tag: names memory that one side of one connection exposes to the other (RFC 5040 section 1; `rkey`
 /// on InfiniBand, `handle` in RFC 8166).

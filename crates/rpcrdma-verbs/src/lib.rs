@@ -36,7 +36,6 @@ mod ffi;
 mod ledger;
 mod listen;
 mod qp;
-mod spin;
 mod sys;
 
 use std::{fmt, io, time::Duration};

@@ -30,7 +30,7 @@ use std::{
 
 use rpcrdma_fabric::{
     Access, Completion, Exposed, Lost, Op, Peer, QpLimits, QueuePair, Region, RejectReason, Rejected,
-    RemoteSegments, Shutdown, Stag, Work,
+    RemoteSegments, Shutdown, Spin, Stag, Work,
 };
 use smallvec::SmallVec;
 use tokio::{
@@ -42,7 +42,6 @@ use crate::{
     devices::registration_failed,
     ffi::verbs::{self, Wc, status},
     ledger::Ledger,
-    spin::Spin,
     sys::{BlockMr, Domain, Event, Happened, Id, Mr, Qp, Request, Rights, Window, status_text},
 };
 
@@ -532,16 +531,18 @@ impl VerbsQueuePair {
 
     /// Looks for completions without sleeping, if that has paid off lately. Whether there were any.
     fn spin(&mut self, done: &mut Vec<Completion>) -> Result<bool, Lost> {
-        let mut spin = std::mem::replace(&mut self.spin, Spin::new(None));
-        let mut failed = None;
-        let found = spin.look(|| {
-            self.take_completions(done).unwrap_or_else(|lost| {
-                failed = Some(lost);
-                true
-            })
-        });
-        self.spin = spin;
-        failed.map_or(Ok(found), Err)
+        let Some(until) = self.spin.begin(std::time::Instant::now) else { return Ok(false) };
+        loop {
+            if self.take_completions(done)? {
+                self.spin.hit();
+                return Ok(true);
+            }
+            if std::time::Instant::now() >= until {
+                self.spin.miss();
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// Looks at the timers; whether there is something to do.

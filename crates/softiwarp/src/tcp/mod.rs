@@ -16,7 +16,6 @@ mod connect;
 mod linger;
 mod listen;
 mod qp;
-mod spin;
 
 use std::time::Duration;
 

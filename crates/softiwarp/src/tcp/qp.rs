@@ -4,7 +4,7 @@
 //! `poll` alternates between writing what the engine has queued and reading where the engine wants bytes, until the
 //! socket takes and gives no more, or a budget is spent. A read or write that moved fewer bytes than it could have
 //! found the socket at its limit, so it is not tried again before the runtime says so. Before it gives up the thread,
-//! `poll` may [spin](super::spin) for a moment.
+//! `poll` may [spin](rpcrdma_fabric::Spin) for a moment.
 //!
 //! # When it breaks
 //! When a write fails, reading goes on to the end: the peer may have said why, in a Terminate that is already here.
@@ -21,7 +21,8 @@ use std::{
 };
 
 use rpcrdma_fabric::{
-    Access, Completion, Exposed, Lost, Peer, QpLimits, QueuePair, Region, Rejected, Shutdown, Stag, Work,
+    Access, Completion, Exposed, Lost, Peer, QpLimits, QueuePair, Region, Rejected, Shutdown, Spin, Stag,
+    Work,
 };
 use socket2::SockRef;
 use tokio::{
@@ -31,7 +32,7 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use super::{linger::linger, spin::Spin};
+use super::linger::linger;
 use crate::engine::{Engine, Failure, Slices};
 
 /// What one poll does before it lets others run.

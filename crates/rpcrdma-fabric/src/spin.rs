@@ -1,4 +1,4 @@
-//! When to look for bytes again and again instead of sleeping.
+//! When a provider looks for bytes or completions again and again instead of sleeping.
 //!
 //! To sleep and be woken costs tens of microseconds; an answer often comes sooner. But where the peer is slow, or wants
 //! the same processor, spinning only burns time that others need. So a few misses in a row end it, and from then on
@@ -13,7 +13,7 @@ const PROBE: u32 = 64;
 
 /// Whether and how long to spin, from what came of it before.
 #[derive(Debug)]
-pub(super) struct Spin {
+pub struct Spin {
     limit: Option<Duration>,
     misses: u32,
     /// Waits until the next probe.
@@ -21,12 +21,14 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    pub(super) fn new(limit: Option<Duration>) -> Self {
+    /// Spins for so long at a time; never if `None`.
+    #[must_use]
+    pub fn new(limit: Option<Duration>) -> Self {
         Self { limit, misses: 0, skip: 0 }
     }
 
     /// Until when to spin now, if at all.
-    pub(super) fn begin(&mut self, now: impl FnOnce() -> Instant) -> Option<Instant> {
+    pub fn begin(&mut self, now: impl FnOnce() -> Instant) -> Option<Instant> {
         let limit = self.limit?;
         if self.misses >= PATIENCE {
             self.skip = self.skip.checked_sub(1).unwrap_or(PROBE - 1);
@@ -38,12 +40,12 @@ impl Spin {
     }
 
     /// Something came.
-    pub(super) fn hit(&mut self) {
+    pub fn hit(&mut self) {
         self.misses = 0;
     }
 
     /// Nothing came in time.
-    pub(super) fn miss(&mut self) {
+    pub fn miss(&mut self) {
         self.misses = (self.misses + 1).min(PATIENCE);
         if self.misses == PATIENCE {
             self.skip = PROBE;
