@@ -97,9 +97,28 @@ impl Shared {
         size: u32,
     ) -> Result<(Region, usize), Fail> {
         let OpenFile { inode, user, .. } = file;
-        if inode.writes.is_pending() {
-            self.writer.flush(inode).await;
+        let pending = inode.writes.is_pending();
+        if pending {
+            // What was written elsewhere in the file is not waited for.
+            self.writer.flush_range(inode, offset..offset.saturating_add(size.into())).await;
         }
+        let read = self.read_server(inode, user, offset, size).await?;
+        if !pending || read.1 == size as usize {
+            return Ok(read);
+        }
+        // The file may end for the server where for us it goes on: beyond may be what it has not seen yet.
+        drop(read);
+        self.writer.flush(inode).await;
+        self.read_server(inode, user, offset, size).await
+    }
+
+    async fn read_server(
+        &self,
+        inode: &Inode,
+        user: &User,
+        offset: u64,
+        size: u32,
+    ) -> Result<(Region, usize), Fail> {
         // Never closed, and there is a region for everybody who is let in.
         let _place = self.readers.acquire().await.map_err(|_| Fail(Errno::EIO))?;
         let mut region = self.read_memory.take(size as usize).ok_or(Fail(Errno::ENOMEM))?;

@@ -27,6 +27,7 @@
 //! [`FLUSH_PERIOD`].
 
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -64,7 +65,6 @@ pub(crate) struct WriteBack {
 #[derive(Default)]
 struct State {
     tail: Option<Extent>,
-    /// WRITEs under way.
     flights: Vec<Flight>,
     /// Acknowledged, not durable.
     unstable: Vec<Extent>,
@@ -79,11 +79,14 @@ struct State {
     listed: bool,
 }
 
-#[derive(Clone, Copy)]
+/// A WRITE under way.
 struct Flight {
     seq: u64,
-    offset: u64,
-    end: u64,
+    range: Range<u64>,
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 /// Consecutive bytes of a file.
@@ -100,6 +103,10 @@ struct Extent {
 impl Extent {
     fn end(&self) -> u64 {
         self.offset + self.len as u64
+    }
+
+    fn range(&self) -> Range<u64> {
+        self.offset..self.end()
     }
 }
 
@@ -226,8 +233,8 @@ impl Writer {
                 (at <= tail.len && at < self.wsize && Arc::ptr_eq(&tail.user, user)).then_some(at)
             });
             let len = rest.len().min(self.wsize - place.unwrap_or(0));
-            let end = from + len as u64;
-            if state.flights.iter().any(|f| f.offset < end && from < f.end) {
+            let range = from..from + len as u64;
+            if state.flights.iter().any(|f| overlap(&range, &f.range)) {
                 break;
             }
             let Some(at) = place else {
@@ -304,7 +311,7 @@ impl Writer {
         if extent.len == 0 {
             return;
         }
-        state.flights.push(Flight { seq: extent.seq, offset: extent.offset, end: extent.end() });
+        state.flights.push(Flight { seq: extent.seq, range: extent.range() });
         self.runtime.spawn(Arc::clone(self).carry(Arc::clone(inode), extent, stable));
     }
 
@@ -410,12 +417,25 @@ impl Writer {
 
     /// Waits until the server has seen everything that was written so far.
     pub(crate) async fn flush(self: &Arc<Self>, inode: &Arc<Inode>) {
-        self.settle(inode, false).await;
+        self.flush_range(inode, 0..u64::MAX).await;
     }
 
-    /// Waits until everything that was written so far is durable, or its failure recorded.
-    pub(crate) async fn sync(self: &Arc<Self>, inode: &Arc<Inode>) {
-        self.settle(inode, true).await;
+    /// Waits until the server has seen everything that was written to these bytes so far.
+    pub(crate) async fn flush_range(self: &Arc<Self>, inode: &Arc<Inode>, range: Range<u64>) {
+        let mut bound = None;
+        self.until(inode, |state| {
+            if state.rewriting {
+                return false;
+            }
+            let bound = *bound.get_or_insert_with(|| {
+                if state.tail.as_ref().is_some_and(|tail| overlap(&range, &tail.range())) {
+                    self.seal(inode, state, Stable::Unstable);
+                }
+                state.next
+            });
+            !state.flights.iter().any(|f| f.seq < bound && overlap(&range, &f.range))
+        })
+        .await;
     }
 
     /// Waits until no COMMIT is under way.
@@ -423,7 +443,8 @@ impl Writer {
         self.until(inode, |state| !state.committing).await;
     }
 
-    async fn settle(self: &Arc<Self>, inode: &Arc<Inode>, durable: bool) {
+    /// Waits until everything that was written so far is durable, or its failure recorded.
+    pub(crate) async fn sync(self: &Arc<Self>, inode: &Arc<Inode>) {
         let mut bound = None;
         self.until(inode, |state| {
             if state.rewriting {
@@ -431,17 +452,11 @@ impl Writer {
             }
             let bound = *bound.get_or_insert_with(|| {
                 let alone = state.flights.is_empty() && state.unstable.is_empty() && !state.committing;
-                let stable = if durable && alone { Stable::FileSync } else { Stable::Unstable };
+                let stable = if alone { Stable::FileSync } else { Stable::Unstable };
                 self.seal(inode, state, stable);
                 state.next
             });
-            if state.flights.iter().any(|f| f.seq < bound) {
-                return false;
-            }
-            if !durable {
-                return true;
-            }
-            if state.committing {
+            if state.committing || state.flights.iter().any(|f| f.seq < bound) {
                 return false;
             }
             if state.unstable.iter().any(|e| e.seq < bound) {
@@ -487,7 +502,7 @@ impl Writer {
     pub(crate) async fn sync_all(self: &Arc<Self>) {
         let listed = lock(&self.listed).clone();
         for inode in &listed {
-            self.settle(inode, true).await;
+            self.sync(inode).await;
         }
     }
 }
