@@ -3,18 +3,23 @@
 use std::{ffi::OsStr, future::Future, io, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
-use rpcrdma::nfs::v3::SetAttributes;
+use rpcrdma::{
+    fabric::Region,
+    nfs::v3::{FsStat, SetAttributes},
+};
 
 use crate::{
     attr,
     dir::OpenDir,
     names::{CreateFile, Make},
-    serve::{Fail, serve, unless_killed},
+    serve::{Fail, Refuse, serve, unless_killed},
     shared::{Shared, Shown},
+    user::User,
 };
 
 /// Requests that the kernel makes on its own account, such as reading ahead, at one time.
@@ -49,16 +54,60 @@ fn answer_open(reply: ReplyOpen, (number, how): (u64, FopenFlags)) {
 }
 
 impl Fs {
-    /// Starts a task.
+    /// Starts a task. Its end is its answer.
     fn go(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // Its end is its answer.
         drop(self.0.runtime.spawn(task));
     }
 
+    /// Starts what a request asks for, and has it answered.
+    fn start<R: Refuse, T: 'static, W: Future<Output = Result<T, Fail>> + Send + 'static>(
+        &self,
+        request: &Request,
+        reply: R,
+        answer: impl FnOnce(R, T) + Send + 'static,
+        work: impl FnOnce(Arc<Shared>) -> W,
+    ) {
+        self.go(serve(request.pid(), reply, work(Arc::clone(&self.0)), answer));
+    }
+
+    /// Starts what somebody asks for on their own behalf, and has it answered.
+    fn start_as<R: Refuse, T: 'static, W: Future<Output = Result<T, Fail>> + Send + 'static>(
+        &self,
+        request: &Request,
+        reply: R,
+        answer: impl FnOnce(R, T) + Send + 'static,
+        work: impl FnOnce(Arc<Shared>, Arc<User>) -> W,
+    ) {
+        let user = self.0.users.of(request);
+        self.start(request, reply, answer, |fs| work(fs, user));
+    }
+
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, what: Make, reply: ReplyEntry) {
-        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
-        let work = async move { fs.make(&user, &*fs.inode(parent)?, &name, what).await };
-        self.go(serve(request.pid(), reply, work, answer_entry));
+        let name = name_of(name);
+        self.start_as(request, reply, answer_entry, |fs, user| async move {
+            fs.make(&user, &*fs.inode(parent)?, &name, what).await
+        });
+    }
+
+    /// Lists a directory from a position on, with a reference to each object for the kernel if `plus`. `add` puts an
+    /// entry into the reply and says whether it was full.
+    fn list<R: Refuse>(
+        &self,
+        request: &Request,
+        (fh, offset, plus): (FileHandle, u64, bool),
+        mut reply: R,
+        add: fn(&mut R, u64, &OsStr, &Shown) -> bool,
+        answer: fn(R),
+    ) {
+        let (fs, thread) = (Arc::clone(&self.0), request.pid());
+        self.go(async move {
+            let add =
+                |next, name: &[u8], shown: &Shown| add(&mut reply, next, OsStr::from_bytes(name), shown);
+            match unless_killed(thread, fs.list(fh.0, offset, plus, add)).await {
+                Ok(()) => answer(reply),
+                Err(Fail(errno)) => reply.refuse(errno),
+            }
+        });
     }
 }
 
@@ -89,15 +138,16 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
-        let no_name = self.0.no_name_time();
-        let work = async move { fs.lookup(&user, &*fs.inode(parent)?, &name).await };
-        self.go(serve(request.pid(), reply, work, move |reply, shown| match shown {
+        let (name, no_name) = (name_of(name), self.0.no_name_time());
+        let answer = move |reply: ReplyEntry, shown| match shown {
             Some(shown) => answer_entry(reply, shown),
             // Number 0 is how FUSE says, and remembers, that there is nothing.
             None if no_name.is_zero() => reply.error(Errno::ENOENT),
             None => answer_entry(reply, Shown::nothing(no_name)),
-        }));
+        };
+        self.start_as(request, reply, answer, |fs, user| async move {
+            fs.lookup(&user, &*fs.inode(parent)?, &name).await
+        });
     }
 
     fn forget(&self, _request: &Request, number: INodeNo, lookups: u64) {
@@ -105,9 +155,7 @@ impl Filesystem for Fs {
     }
 
     fn getattr(&self, request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let fs = Arc::clone(&self.0);
-        let work = async move { fs.attributes(&fs.inode(number)?).await };
-        self.go(serve(request.pid(), reply, work, answer_attr));
+        self.start(request, reply, answer_attr, |fs| async move { fs.attributes(&fs.inode(number)?).await });
     }
 
     fn setattr(
@@ -128,18 +176,19 @@ impl Filesystem for Fs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
         let mode = mode.map(|m| m & 0o7777);
         let (atime, mtime) = (attr::set_time(atime), attr::set_time(mtime));
         let set = SetAttributes { mode, uid, gid, size, atime, mtime };
-        let work = async move { fs.setattr(&user, &fs.inode(number)?, set).await };
-        self.go(serve(request.pid(), reply, work, answer_attr));
+        self.start_as(request, reply, answer_attr, |fs, user| async move {
+            fs.setattr(&user, &fs.inode(number)?, set).await
+        });
     }
 
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
-        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
-        let work = async move { Ok(user.mount.readlink(fs.inode(number)?.handle).await?) };
-        self.go(serve(request.pid(), reply, work, |reply, target: Vec<u8>| reply.data(&target)));
+        let answer = |reply: ReplyData, target: Vec<u8>| reply.data(&target);
+        self.start_as(request, reply, answer, |fs, user| async move {
+            Ok(user.mount.readlink(fs.inode(number)?.handle).await?)
+        });
     }
 
     fn mknod(
@@ -173,15 +222,17 @@ impl Filesystem for Fs {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
-        let work = async move { fs.unlink(&user, &fs.inode(parent)?, &name).await };
-        self.go(serve(request.pid(), reply, work, answer_ok));
+        let name = name_of(name);
+        self.start_as(request, reply, answer_ok, |fs, user| async move {
+            fs.unlink(&user, &fs.inode(parent)?, &name).await
+        });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
-        let work = async move { fs.rmdir(&user, &*fs.inode(parent)?, &name).await };
-        self.go(serve(request.pid(), reply, work, answer_ok));
+        let name = name_of(name);
+        self.start_as(request, reply, answer_ok, |fs, user| async move {
+            fs.rmdir(&user, &*fs.inode(parent)?, &name).await
+        });
     }
 
     fn rename(
@@ -198,13 +249,11 @@ impl Filesystem for Fs {
             // NFSv3 can neither exchange two names nor leave the second one alone.
             return reply.error(Errno::EINVAL);
         }
-        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
         let (name, newname) = (name_of(name), name_of(newname));
-        let work = async move {
+        self.start_as(request, reply, answer_ok, |fs, user| async move {
             let (from, to) = (fs.inode(parent)?, fs.inode(newparent)?);
             fs.rename(&user, (&from, &name), (&to, &newname)).await
-        };
-        self.go(serve(request.pid(), reply, work, answer_ok));
+        });
     }
 
     fn link(
@@ -215,21 +264,18 @@ impl Filesystem for Fs {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(newname));
-        let work = async move {
+        let name = name_of(newname);
+        self.start_as(request, reply, answer_entry, |fs, user| async move {
             let (inode, dir) = (fs.inode(number)?, fs.inode(newparent)?);
             fs.link(&user, &inode, &dir, &name).await
-        };
-        self.go(serve(request.pid(), reply, work, answer_entry));
+        });
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
-        let work = async move {
+        self.start_as(request, reply, answer_open, |fs, user| async move {
             let inode = fs.inode(number)?;
             fs.open(user, inode, flags.0).await
-        };
-        self.go(serve(request.pid(), reply, work, answer_open));
+        });
     }
 
     fn create(
@@ -242,17 +288,17 @@ impl Filesystem for Fs {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (fs, user, name) = (Arc::clone(&self.0), self.0.users.of(request), name_of(name));
+        let name = name_of(name);
         let how = CreateFile { mode, exclusive: flags & O_EXCL != 0, truncate: flags & O_TRUNC != 0 };
-        let work = async move {
+        let answer = |reply: ReplyCreate, (shown, number, how): (Shown, u64, FopenFlags)| {
+            reply.created(&shown.belief, &shown.attr, shown.generation, FileHandle(number), how);
+        };
+        self.start_as(request, reply, answer, |fs, user| async move {
             let dir = fs.inode(parent)?;
             let (inode, shown) = fs.create(&user, &dir, &name, how).await?;
             let (number, how) = fs.opened(user, inode, flags, false);
             Ok((shown, number, how))
-        };
-        self.go(serve(request.pid(), reply, work, |reply, (shown, number, how)| {
-            reply.created(&shown.belief, &shown.attr, shown.generation, FileHandle(number), how);
-        }));
+        });
     }
 
     fn read(
@@ -266,15 +312,14 @@ impl Filesystem for Fs {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let fs = Arc::clone(&self.0);
-        let work = async move {
-            let file = fs.files.get(fh.0).ok_or(NO_FILE)?;
-            fs.read(&file, offset, size).await
-        };
-        self.go(serve(request.pid(), reply, work, |reply, (region, len)| {
+        let answer = |reply: ReplyData, (region, len): (Region, usize)| {
             // From where the network has placed it.
             reply.data(region.get(..len).unwrap_or_default());
-        }));
+        };
+        self.start(request, reply, answer, |fs| async move {
+            let file = fs.files.get(fh.0).ok_or(NO_FILE)?;
+            fs.read(&file, offset, size).await
+        });
     }
 
     fn write(
@@ -293,37 +338,44 @@ impl Filesystem for Fs {
         if let Err(Fail(errno)) = self.0.heard(&file) {
             return reply.error(errno);
         }
-        let len = data.len() as u32;
         let mut offset = offset;
         if flags.0 & O_APPEND != 0 {
-            let end = file.inode.append_at(offset, len.into());
+            let end = file.inode.append_at(offset, data.len() as u64);
             if end != offset {
                 offset = end;
                 self.0.drop_data(&file.inode);
             }
         }
+        // The kernel does not know where the server's files end at most, and the server would only say it when the
+        // program has gone on.
+        let room = usize::try_from(self.0.largest.saturating_sub(offset)).unwrap_or(usize::MAX);
+        if room == 0 {
+            return reply.error(Errno::EFBIG);
+        }
+        let data = &data[..data.len().min(room)];
+        let len = data.len() as u32;
         let done = self.0.writer.accept(&file.inode, &file.user, offset, data);
         if done == data.len() && !file.direct {
             return reply.written(len);
         }
-        let (fs, rest) = (Arc::clone(&self.0), data[done..].to_vec());
-        let work = async move {
+        let rest = data[done..].to_vec();
+        let answer = move |reply: ReplyWrite, ()| reply.written(len);
+        self.start(request, reply, answer, |fs| async move {
             fs.writer.write(&file.inode, &file.user, offset + done as u64, &rest).await;
             if file.direct { fs.write_through(&file).await } else { Ok(()) }
-        };
-        self.go(serve(request.pid(), reply, work, move |reply, ()| reply.written(len)));
+        });
     }
 
     fn flush(&self, request: &Request, _ino: INodeNo, fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        let fs = Arc::clone(&self.0);
-        let work = async move { fs.flush(&*fs.files.get(fh.0).ok_or(NO_FILE)?).await };
-        self.go(serve(request.pid(), reply, work, answer_ok));
+        self.start(request, reply, answer_ok, |fs| async move {
+            fs.flush(&*fs.files.get(fh.0).ok_or(NO_FILE)?).await
+        });
     }
 
     fn fsync(&self, request: &Request, _ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let fs = Arc::clone(&self.0);
-        let work = async move { fs.sync(&*fs.files.get(fh.0).ok_or(NO_FILE)?).await };
-        self.go(serve(request.pid(), reply, work, answer_ok));
+        self.start(request, reply, answer_ok, |fs| async move {
+            fs.sync(&*fs.files.get(fh.0).ok_or(NO_FILE)?).await
+        });
     }
 
     fn release(
@@ -359,18 +411,12 @@ impl Filesystem for Fs {
         _number: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let (fs, thread) = (Arc::clone(&self.0), request.pid());
-        self.go(async move {
-            let work = fs.list(fh.0, offset, false, |next, name, shown| {
-                reply.add(shown.attr.ino, next, shown.attr.kind, OsStr::from_bytes(name))
-            });
-            match unless_killed(thread, work).await {
-                Ok(()) => reply.ok(),
-                Err(Fail(errno)) => reply.error(errno),
-            }
-        });
+        let add = |reply: &mut ReplyDirectory, next, name: &OsStr, shown: &Shown| {
+            reply.add(shown.attr.ino, next, shown.attr.kind, name)
+        };
+        self.list(request, (fh, offset, false), reply, add, ReplyDirectory::ok);
     }
 
     fn readdirplus(
@@ -379,19 +425,12 @@ impl Filesystem for Fs {
         _number: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let (fs, thread) = (Arc::clone(&self.0), request.pid());
-        self.go(async move {
-            let work = fs.list(fh.0, offset, true, |next, name, shown| {
-                let Shown { attr, generation, belief, .. } = shown;
-                reply.add(attr.ino, next, OsStr::from_bytes(name), belief, attr, *generation)
-            });
-            match unless_killed(thread, work).await {
-                Ok(()) => reply.ok(),
-                Err(Fail(errno)) => reply.error(errno),
-            }
-        });
+        let add = |reply: &mut ReplyDirectoryPlus, next, name: &OsStr, shown: &Shown| {
+            reply.add(shown.attr.ino, next, name, &shown.belief, &shown.attr, shown.generation)
+        };
+        self.list(request, (fh, offset, true), reply, add, ReplyDirectoryPlus::ok);
     }
 
     fn releasedir(
@@ -419,28 +458,19 @@ impl Filesystem for Fs {
     }
 
     fn statfs(&self, request: &Request, _number: INodeNo, reply: ReplyStatfs) {
-        let fs = Arc::clone(&self.0);
-        let work = async move {
-            let mount = &fs.users.owner().mount;
-            Ok(mount.fsstat(mount.root()).await?)
-        };
-        self.go(serve(request.pid(), reply, work, |reply, stat| {
+        let answer = |reply: ReplyStatfs, stat: FsStat| {
             const BLOCK: u32 = 4096;
             let blocks = |bytes: u64| bytes / u64::from(BLOCK);
             let (total, free, available) = (stat.total_bytes, stat.free_bytes, stat.available_bytes);
-            let name_max = rpcrdma::nfs::v3::NAME_MAX as u32;
             let (files, free_files) = (stat.total_files, stat.free_files);
-            reply.statfs(
-                blocks(total),
-                blocks(free),
-                blocks(available),
-                files,
-                free_files,
-                BLOCK,
-                name_max,
-                BLOCK,
-            );
-        }));
+            let name_max = rpcrdma::nfs::v3::NAME_MAX as u32;
+            let (total, free, available) = (blocks(total), blocks(free), blocks(available));
+            reply.statfs(total, free, available, files, free_files, BLOCK, name_max, BLOCK);
+        };
+        self.start(request, reply, answer, |fs| async move {
+            let mount = &fs.users.owner().mount;
+            Ok(mount.fsstat(mount.root()).await?)
+        });
     }
 
     // NFSv3 has no extended attributes, and ACLs only in a protocol of their own. The kernel remembers that there is
@@ -487,6 +517,21 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // There are none, such as chattr(1) would need.
+        reply.error(Errno::ENOTTY);
     }
 
     fn lseek(

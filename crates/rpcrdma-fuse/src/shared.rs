@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) options: MountOptions,
     /// Bytes per WRITE.
     pub(crate) wsize: u32,
+    /// Where files end at most.
+    pub(crate) largest: u64,
     /// Memory for READs, and who may take of it.
     pub(crate) read_memory: Pools,
     pub(crate) readers: Semaphore,
@@ -67,6 +69,8 @@ impl Shared {
         wsize: u32,
         runtime: tokio::runtime::Handle,
     ) -> Self {
+        // Servers that do not know say 0.
+        let largest = Some(users.owner().mount.info().maxfilesize).filter(|most| *most > 0);
         Self {
             users,
             inodes,
@@ -75,6 +79,7 @@ impl Shared {
             writer: Writer::new(wsize as usize, runtime.clone()),
             options,
             wsize,
+            largest: largest.unwrap_or(u64::MAX),
             read_memory: Pools::new(READS_MAX),
             readers: Semaphore::new(READS_MAX),
             runtime,

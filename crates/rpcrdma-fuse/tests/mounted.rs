@@ -84,6 +84,41 @@ fn attributes_are_set_and_seen() {
 }
 
 #[test]
+fn a_hole_before_unsent_data_is_read_whole() {
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("file");
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    // For the server, the file ends before it or in it.
+    for (at, size) in [(1_000_000, 5000), (3_000_000, 2_000_001)] {
+        file.write_all_at(b"far", at).unwrap();
+        let mut hole = vec![7; size];
+        file.read_exact_at(&mut hole, at - size as u64).unwrap();
+        assert!(hole.iter().all(|b| *b == 0 || b"far".contains(b)));
+        assert_eq!(file.metadata().unwrap().size(), at + 3);
+        let mut end = [0; 5];
+        assert_eq!(file.read_at(&mut end, at - 1).unwrap(), 4);
+        assert_eq!(&end, b"\0far\0");
+    }
+}
+
+#[test]
+fn a_file_that_would_be_too_large_is_refused_at_once() {
+    let Some(rig) = Rig::start("") else { return };
+    let file = File::create(rig.dir().join("file")).unwrap();
+    // What the server says of ext4 with its usual blocks.
+    let largest = 0xfff_ffff_f000;
+    let served = OpenOptions::new().write(true).open(rig.served().join("file")).unwrap();
+    if served.set_len(largest).is_err() || served.set_len(largest + 1).is_ok() {
+        eprintln!("SKIP: files may have another length where temporary files are");
+        return;
+    }
+    assert_eq!(file.write_at(b"beyond", largest).unwrap_err().raw_os_error(), Some(27));
+    assert_eq!(file.write_at(b"four", largest - 1).unwrap(), 1);
+    file.sync_all().unwrap();
+    assert_eq!(served.metadata().unwrap().size(), largest);
+}
+
+#[test]
 fn exclusive_and_appending_opens_keep_their_promises() {
     let Some(rig) = Rig::start("") else { return };
     let path = rig.dir().join("file");
