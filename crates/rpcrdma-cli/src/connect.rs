@@ -15,6 +15,7 @@ use rpcrdma::{
     client::{Identity, Mount, MountConfig, ParseTargetError, RdmaConfig, Target, Transport},
     error::Error,
     fabric::{FaultPlan, InjectConnector},
+    iwarp,
     nfs::v3::{FileType, Status},
 };
 
@@ -59,6 +60,10 @@ pub(crate) struct ClientOptions {
     /// Whether every frame of software iWARP carries a CRC32c; it does as soon as one side wants it [default: on]
     #[arg(long, value_name = "WHEN", conflicts_with = "tcp")]
     pub(crate) crc: Option<Switch>,
+
+    /// Start software iWARP peer to peer (RFC 6581), if the server agrees: the first frame is one without a request
+    #[arg(long, conflicts_with = "tcp")]
+    pub(crate) peer_to_peer: bool,
 
     /// Inline threshold to offer: the largest message without RDMA, 1K to 64K
     #[arg(long, value_name = "BYTES", default_value = "4K", value_parser = parse_inline, conflicts_with = "tcp")]
@@ -113,7 +118,10 @@ impl ClientOptions {
         if self.tcp {
             return Transport::Tcp;
         }
-        let connector = self.provider.connector(self.crc != Some(Switch::Off));
+        let mut soft = iwarp::Config::default();
+        soft.crc = self.crc != Some(Switch::Off);
+        soft.peer_to_peer = self.peer_to_peer;
+        let connector = self.provider.connector(soft);
         Transport::Rdma(match self.inject {
             Some(plan) => Arc::new(InjectConnector::new(connector, plan)),
             None => connector,

@@ -25,11 +25,9 @@ pub(crate) enum Provider {
 }
 
 impl Provider {
-    /// Makes connections.
-    pub(crate) fn connector(self, crc: bool) -> Arc<dyn Connector> {
-        let mut config = iwarp::Config::default();
-        config.crc = crc;
-        let soft = iwarp::Connector::new(config);
+    /// Makes connections; `soft` is for those of software iWARP.
+    pub(crate) fn connector(self, soft: iwarp::Config) -> Arc<dyn Connector> {
+        let soft = iwarp::Connector::new(soft);
         let verbs = rpcrdma_verbs::Connector::default();
         match self {
             Self::Softiwarp => Arc::new(soft),

@@ -171,6 +171,8 @@ fn ping_counts_and_measures() {
     assert_eq!(record["count"], 50);
     assert_eq!(record["failures"], 0);
     assert!(record["p50_ns"].as_u64() <= record["p99_ns"].as_u64());
+    let said = ok(["ping", "-c", "3", "-i", "0", "--peer-to-peer", "--nconnect", "2", &server.url("")]);
+    assert!(said.contains("iWARP/TCP, CRC32c, peer-to-peer"), "{said}");
     let said = ok(["ping", "-c", "3", "-i", "0.01", "--tcp", &server.tcp_url("")]);
     let each: Vec<&str> = said.lines().filter_map(|l| l.strip_prefix("     ")).collect();
     assert!(each.len() == 3 && each[2].starts_with("3  "), "{said}");
@@ -193,6 +195,8 @@ fn options_that_would_do_nothing_are_refused() {
         let said = fails(2, ["ls", "--tcp", option[0], option[1], "nfs://127.0.0.1/x"]);
         assert!(said.contains("cannot be used with"), "{said}");
     }
+    let said = fails(2, ["ls", "--tcp", "--peer-to-peer", "nfs://127.0.0.1/x"]);
+    assert!(said.contains("cannot be used with"), "{said}");
 }
 
 #[test]

@@ -31,6 +31,7 @@ fn connection_options_are_the_same_everywhere() {
             "--nconnect",
             "--credits",
             "--crc",
+            "--peer-to-peer",
             "--inline",
             "--timeout",
             "--inject",
