@@ -10,7 +10,9 @@
 //! such a mount away; mounting over one does it by itself.
 
 use std::{
+    ffi::CString,
     fmt, io,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -23,7 +25,12 @@ use rpcrdma::{
     error::Error,
     metrics::ClientMetrics,
 };
-use rustix::{fs::statfs, io::Errno, mount::UnmountFlags};
+use rustix::{
+    fs::{Mode, OFlags, statfs},
+    io::Errno,
+    mount::{MountFlags, UnmountFlags},
+    process::{getgid, getuid},
+};
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use crate::{
@@ -34,6 +41,8 @@ use crate::{
     user::Users,
 };
 
+/// What kind of FUSE file system `/proc/mounts` says it is.
+const SUBTYPE: &str = "rpcrdma";
 /// Threads that read requests.
 const THREADS: usize = 4;
 /// How long the first question to a new mount may take before others are let in.
@@ -93,13 +102,13 @@ impl Mounting {
         // Pages are what the kernel reads.
         let rsize = size(options.rsize).max(4096) / 4096 * 4096;
         let wsize = size(options.wsize);
-        let config = config(&options, &source, rsize);
+        let place = Place { on: on.clone(), source, flags: flags(&options), rsize };
+        let config = config(&options);
         let users = Users::new(mount, identity, one_identity);
         let inodes = Inodes::new(root, &attributes);
         let shared = Arc::new(Shared::new(users, inodes, options, wsize, Handle::current()));
         let fs = Fs(Arc::clone(&shared));
-        let path = on.clone();
-        let session = tokio::task::spawn_blocking(move || Session::new(fs, path, &config));
+        let session = tokio::task::spawn_blocking(move || place.session(fs, config));
         let session = session.await.map_err(io::Error::other).and_then(|s| s).map_err(MountError::Fuse)?;
         // Set once, here.
         let _ = shared.notifier.set(session.notifier());
@@ -119,27 +128,79 @@ impl Mounting {
     }
 }
 
-fn config(options: &MountOptions, source: &str, rsize: u32) -> Config {
-    // Root's options go to the kernel as they are, others' through fusermount, which splits them at commas.
-    let root = rustix::process::geteuid().is_root();
-    let source = if root { source.to_owned() } else { source.replace(',', "\\,") };
-    let choose = |yes, on, off| if yes { on } else { off };
+fn config(options: &MountOptions) -> Config {
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(source),
-        MountOption::CUSTOM("subtype=rpcrdma".to_owned()),
-        MountOption::CUSTOM(format!("max_read={rsize}")),
-        MountOption::DefaultPermissions,
-        choose(options.read_only, MountOption::RO, MountOption::RW),
-        choose(options.suid, MountOption::Suid, MountOption::NoSuid),
-        choose(options.dev, MountOption::Dev, MountOption::NoDev),
-        choose(options.exec, MountOption::Exec, MountOption::NoExec),
-        choose(options.sync, MountOption::Sync, MountOption::Async),
-    ];
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
     config
+}
+
+fn flags(options: &MountOptions) -> MountFlags {
+    let flags = [
+        (options.read_only, MountFlags::RDONLY),
+        (!options.suid, MountFlags::NOSUID),
+        (!options.dev, MountFlags::NODEV),
+        (!options.exec, MountFlags::NOEXEC),
+        (options.sync, MountFlags::SYNCHRONOUS),
+    ];
+    flags.into_iter().filter(|(wanted, _)| *wanted).map(|(_, flag)| flag).collect()
+}
+
+/// Where to mount, and what the kernel has to know for it.
+struct Place {
+    on: PathBuf,
+    source: String,
+    flags: MountFlags,
+    rsize: u32,
+}
+
+impl Place {
+    /// Mounts a file system, and greets the kernel.
+    fn session(&self, fs: Fs, config: Config) -> io::Result<Session<Fs>> {
+        match self.mount(config.acl) {
+            Ok(device) => Session::from_fd(fs, device, config.acl, config).inspect_err(|_| {
+                // Whatever went wrong first is what counts.
+                let _ = unmount(&self.on);
+            }),
+            Err(Errno::PERM) => self.with_fusermount(fs, config),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// As those do who may. The session of [`fuser`] would, when the mount has ended, unmount the directory once more: if
+    /// it was in use until then, perhaps something else that is mounted there now.
+    fn mount(&self, acl: SessionACL) -> rustix::io::Result<OwnedFd> {
+        let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let (fd, rsize) = (device.as_raw_fd(), self.rsize);
+        let (user, group) = (getuid().as_raw(), getgid().as_raw());
+        let others = if acl == SessionACL::All { ",allow_other" } else { "" };
+        let data = format!(
+            "fd={fd},rootmode=40000,user_id={user},group_id={group},default_permissions,max_read={rsize},\
+             subtype={SUBTYPE}{others}"
+        );
+        let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+        rustix::mount::mount(self.source.as_str(), &self.on, c"fuse", self.flags, data.as_c_str())?;
+        Ok(device)
+    }
+
+    /// Through a program that may do it for everybody.
+    fn with_fusermount(&self, fs: Fs, mut config: Config) -> io::Result<Session<Fs>> {
+        let choose = |flag, on, off| if self.flags.contains(flag) { on } else { off };
+        config.mount_options = vec![
+            // It splits options at commas.
+            MountOption::FSName(self.source.replace(',', "\\,")),
+            MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
+            MountOption::CUSTOM(format!("max_read={}", self.rsize)),
+            MountOption::DefaultPermissions,
+            choose(MountFlags::RDONLY, MountOption::RO, MountOption::RW),
+            choose(MountFlags::NOSUID, MountOption::NoSuid, MountOption::Suid),
+            choose(MountFlags::NODEV, MountOption::NoDev, MountOption::Dev),
+            choose(MountFlags::NOEXEC, MountOption::NoExec, MountOption::Exec),
+            choose(MountFlags::SYNCHRONOUS, MountOption::Sync, MountOption::Async),
+        ];
+        Session::new(fs, &self.on, &config)
+    }
 }
 
 /// Lets the kernel read ahead further than it does by default. Only root may; others have 128 KiB.

@@ -261,6 +261,17 @@ fn a_hard_mount_waits_and_a_soft_one_fails() {
     assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"before");
 }
 
+#[test]
+fn a_mount_that_ends_leaves_the_next_one_in_its_place() {
+    let Some(mut rig) = Rig::start("") else { return };
+    let mut file = File::create(rig.dir().join("file")).unwrap();
+    rig.replace_mount(move || {
+        file.write_all(b"to the first").unwrap();
+        drop(file);
+    });
+    assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"to the first");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, usize),

@@ -14,7 +14,7 @@ use rpcrdma::{
     iwarp,
     server::{RpcService, Server, ServerConfig},
 };
-use rpcrdma_fuse::{MountOptions, Mounted, Mounting};
+use rpcrdma_fuse::{MountError, MountOptions, Mounted, Mounting};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -60,6 +60,20 @@ impl Serving {
     }
 }
 
+async fn mount(at: SocketAddr, on: &Path, options: &str) -> Result<Mounted, MountError> {
+    let target: Target = format!("nfs://{at}/x").parse().unwrap();
+    let mut mount_options = MountOptions::default();
+    mount_options.apply(options).unwrap();
+    let mut config = MountConfig::default();
+    config.rdma = mount_options.patience(config.rdma);
+    let identity = config.identity.clone();
+    let connector = iwarp::Connector::new(iwarp::Config::default());
+    let mount = Mount::new(&Transport::Rdma(Arc::new(connector)), &target, config).await.unwrap();
+    let source = target.to_string();
+    let mounting = Mounting { mount, identity, one_identity: false, options: mount_options, source };
+    mounting.mount(on).await
+}
+
 impl Rig {
     /// A server and a mount with these options; `None`, and a word about it, where nothing can be mounted.
     pub(crate) fn start(options: &str) -> Option<Self> {
@@ -69,21 +83,9 @@ impl Rig {
         }
         let [served, on, key_dir] = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let serving = Serving::start(served.path(), key_dir.path(), ([127, 0, 0, 1], 0).into());
-        let target: Target = format!("nfs://{}/x", serving.at).parse().unwrap();
-        let mut mount_options = MountOptions::default();
-        mount_options.apply(options).unwrap();
-        let mut config = MountConfig::default();
-        config.rdma = mount_options.patience(config.rdma);
-        let identity = config.identity.clone();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let connector = iwarp::Connector::new(iwarp::Config::default());
-        let mounted = runtime.block_on(async {
-            let mount = Mount::new(&Transport::Rdma(Arc::new(connector)), &target, config).await.unwrap();
-            let source = target.to_string();
-            let mounting = Mounting { mount, identity, one_identity: false, options: mount_options, source };
-            mounting.mount(on.path()).await
-        });
+        let mounted = runtime.block_on(mount(serving.at, on.path(), options));
         let mounted = match mounted {
             Ok(mounted) => mounted,
             Err(e) => {
@@ -109,6 +111,19 @@ impl Rig {
     /// The directory itself.
     pub(crate) fn served(&self) -> PathBuf {
         self.served.path().to_owned()
+    }
+
+    /// Takes the mount out of the tree, has another one take its place, and calls `end`, which ends the first for good.
+    pub(crate) fn replace_mount(&mut self, end: impl FnOnce()) {
+        let at = self.serving.lock().unwrap().as_ref().unwrap().at;
+        let runtime = self.runtime.as_ref().unwrap();
+        runtime.block_on(async {
+            self.mounted.unmount().await.unwrap();
+            let next = mount(at, self.on.path(), "").await.unwrap();
+            let old = std::mem::replace(&mut self.mounted, next);
+            end();
+            old.ended().await;
+        });
     }
 
     /// Ends the server.
