@@ -53,8 +53,18 @@ nfsd_large() {
 
 scenario nfsd-credits server 'our client on nfsd: asks for 128 credits, is granted 64, 5,000 NULL with 128 waiting'
 nfsd_credits() {
-    ours ping -v -c 5000 -i 0 -d 128 "$(url)" | tail -2
+    ours ping -v -c 5000 -i 0 -d 128 "$(url)" | tee "$scratch/ping" | tail -2
+    grep -E '^5,?000 round trips in ' "$scratch/ping"
     undisturbed
+}
+
+# --peer-to-peer is a wish, so whether the server agreed is looked at.
+starts_peer_to_peer() { ours ping -c 3 -i 0 --peer-to-peer "$(url)" | grep 'iWARP/TCP.*peer-to-peer'; }
+
+scenario nfsd-start-peer-to-peer server 'our client on nfsd: the same tree, and our client starts peer to peer' quick
+nfsd_start_peer_to_peer() {
+    starts_peer_to_peer
+    tree_on_nfsd --crc off --peer-to-peer
 }
 
 # siw answers the MPA Request before it listens for FPDUs: one that comes too soon lies unread until more comes.
@@ -78,8 +88,18 @@ nfsd_crc_required() {
     tree_on_nfsd --crc off
 }
 
+need_siw_peer_to_peer() {
+    inside 'test "$(cat /sys/module/siw/parameters/peer_to_peer)" = Y' || skip "this siw cannot start peer to peer"
+}
 scenario nfsd-peer-to-peer 'server --append siw.peer_to_peer=1' 'our client on an nfsd whose siw starts peer to peer'
 nfsd_peer_to_peer() {
-    inside 'test "$(cat /sys/module/siw/parameters/peer_to_peer)" = Y' || skip "this siw cannot start peer to peer"
+    need_siw_peer_to_peer
     tree_on_nfsd --crc off
+}
+
+scenario nfsd-both-peer-to-peer 'server --append siw.peer_to_peer=1' 'the same, and our client starts peer to peer, too, with CRC32c'
+nfsd_both_peer_to_peer() {
+    need_siw_peer_to_peer
+    starts_peer_to_peer
+    tree_on_nfsd --crc on --peer-to-peer
 }
