@@ -61,6 +61,31 @@ fn data_left_apart_is_a_hole_that_a_chunk_fills() {
     assert_eq!(SymLinkArgs::decode(&mut r), Ok(here));
 }
 
+/// A Long Call with a Read chunk beside it is what peers disagree about: whether pad follows the chunk. WRITE has the only
+/// argument that we leave apart, and its message fits inline whoever calls.
+#[test]
+fn a_write_is_never_a_long_call() {
+    use rpcrdma_proto::rpc::{CallHeader, Flavor, OpaqueAuth, Xid};
+    use rpcrdma_proto::rpcrdma::{CallForm, CallShape, CallSize, ReplyRoom, SegmentCounts, Thresholds};
+
+    let cred = OpaqueAuth { flavor: Flavor::SYS, body: &[0; 400] };
+    let verf = OpaqueAuth { flavor: Flavor::NONE, body: &[] };
+    let header = CallHeader { xid: Xid(1), prog: 100_003, vers: 3, proc: Proc::Write as u32, cred, verf };
+    let file = Handle::new(&[7; 64]).unwrap();
+    let args = WriteArgs { file, offset: 9, stable: Stable::FileSync, data: Data::Apart((1 << 20) - 3) };
+    let bound = args.reply_bound();
+    let mut w = Writer::new();
+    header.encode(&mut w);
+    args.encode(&mut w);
+    let (message, hole) = w.into_parts();
+    let call = CallSize { inline_len: message.len(), chunkable: hole };
+    let room = ReplyRoom { max_inline: bound.inline, chunkable: bound.chunkable };
+    // The least that both sides take without having agreed on anything.
+    let least = Thresholds { call: 1024, reply: 1024 };
+    let shape = CallShape::choose(&call, &room, &SegmentCounts::default(), least).unwrap();
+    assert_eq!(shape.call, CallForm::Chunked);
+}
+
 #[test]
 fn results_left_apart_decode_with_their_chunk_or_without_their_data() {
     let here = ReadResult::ok(ReadOk { attributes: None, eof: true, data: Data::Here(b"hello") });
