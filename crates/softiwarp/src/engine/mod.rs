@@ -47,7 +47,7 @@ use self::{
 use crate::{
     ddp::UNTAGGED_BYTES,
     mpa::{
-        fpdu::MAX_ULPDU,
+        fpdu::{MAX_ULPDU, pad},
         setup::{Agreed, Role, Rtr},
     },
     rdmap::Terminate,
@@ -120,9 +120,15 @@ pub struct Options {
     pub solicited: bool,
 }
 
+/// What is sent at most unless somebody says otherwise: near the 64,768 that RFC 5044 asks senders for. An FPDU of this length
+/// needs no pad, so its checksum is one word at a multiple of four, and as long as TCP cuts the stream at words it is never
+/// cut itself. Linux siw (6.12) puts one that two TCP segments share together wrongly, and breaks off.
+const MAX_ULPDU_SENT: usize = 64_766;
+const _: () = assert!(pad(MAX_ULPDU_SENT) == 0);
+
 impl Default for Options {
     fn default() -> Self {
-        Self { max_ulpdu: 64_768, nudge: true, solicited: false }
+        Self { max_ulpdu: MAX_ULPDU_SENT, nudge: true, solicited: false }
     }
 }
 
