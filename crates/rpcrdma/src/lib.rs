@@ -8,6 +8,8 @@ pub mod metrics;
 pub mod probe;
 pub mod server;
 mod stream;
+#[cfg(test)]
+mod wire;
 
 /// The seam to RDMA providers, the fault injector and registered memory.
 pub use rpcrdma_fabric as fabric;

@@ -659,9 +659,8 @@ impl Connection {
             Ok(shape) => shape,
             Err(e) => return Sent::Never(CallError::TooLong(e)),
         };
-        // Reconnecting would lead to the same place again and again.
-        let pulls = shape.call == CallForm::Long || call.hole.is_some_and(|h| h.len > 0);
-        if shape.call != CallForm::Short && pulls && self.qp.limits().inbound_reads == 0 {
+        // The server would have to read; reconnecting would lead to the same place again and again.
+        if shape.call != CallForm::Short && self.qp.limits().inbound_reads == 0 {
             return Sent::Never(CallError::NoReads);
         }
         let Some(mut buf) = dialer.inline.take() else { return Sent::NotNow };
@@ -769,7 +768,7 @@ impl Connection {
             Completion::Reclaimed { stag, buf } => self.reclaimed(stag, buf, calls),
             // Sends go back to their pool. A flushed Call is found among the unanswered ones.
             Completion::Done { op, .. } | Completion::Flushed { op, .. } => {
-                self.slots -= usize::from(op != Op::Recv && self.slots > 0);
+                self.slots = self.slots.saturating_sub(usize::from(op != Op::Recv));
             }
         }
     }

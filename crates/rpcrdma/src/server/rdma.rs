@@ -929,3 +929,6 @@ fn assemble(message: &[u8], item: Option<(Hole, &[u8])>, out: &mut [u8]) -> usiz
     out[end..][..tail.len()].copy_from_slice(tail);
     end + tail.len()
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,8 @@ use rpcrdma_proto::xdr::Hole;
 
 use super::*;
 
+mod connection;
+
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
