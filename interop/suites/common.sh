@@ -92,13 +92,14 @@ killer_off() { inside 'touch /tmp/stop; while [ ! -e /tmp/ended ]; do sleep 0.1;
 
 # --- Our client ---------------------------------------------------------------------------------------------------------
 
-# Runs our program against the guest's server, with its log kept.
+# Runs our program against the guest's server, with its log kept, which names every connection.
 ours() {
     # shellcheck disable=SC2046 # two words
-    timeout 400 "$rpcrdma" "$1" $(without_crc "$@") "${@:2}" 2> >(tee -a "$scratch/ours.log" >&2)
+    timeout 400 "$rpcrdma" "$1" -vv $(without_crc "$@") "${@:2}" 2> >(tee -a "$scratch/ours.log" >&2)
 }
 url() { echo "nfs://127.0.0.1:$(forwarded 20049)/srv${1:-}"; }
 mount_port() { forwarded 20048; }
+made() { grep -ac 'rpcrdma::client::rdma: connected ' "$scratch/ours.log" 2>/dev/null || true; }
 losses() { grep -ac 'connection lost: ' "$scratch/ours.log" 2>/dev/null || true; }
 own_cuts() { grep -ac 'connection lost: an injected fault' "$scratch/ours.log" 2>/dev/null || true; }
 sent_again() {

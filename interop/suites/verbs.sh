@@ -118,8 +118,8 @@ verbs_softiwarp_client() {
         --handle-key /tmp/key --ready-file /tmp/ready /srv </dev/null >/tmp/serve.log 2>&1 & echo \$! >/tmp/serve.pid
         for i in \$(seq 100); do [ -s /tmp/ready ] && exit; sleep 0.1; done; cat /tmp/serve.log; exit 1"
     local how=(--timeout 60 --crc off --inject disconnect=1/200,seed=8)
-    ours cp -v -r "${how[@]}" "$scratch/tree" "$(url)"
-    ours cp -v -r "${how[@]}" "$(url /tree)" "$scratch/back"
+    ours cp -r "${how[@]}" "$scratch/tree" "$(url)"
+    ours cp -r "${how[@]}" "$(url /tree)" "$scratch/back"
     diff -r --no-dereference "$scratch/tree" "$scratch/back"
     fact bytes $((2 * $(bytes_in "$scratch/tree")))
     fact connections $(($(losses) + 2))
