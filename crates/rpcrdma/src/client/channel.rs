@@ -394,3 +394,6 @@ impl Drop for Inbox {
         self.wake.drain(..).for_each(Waker::wake);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -212,6 +212,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn names_are_looked_up_again() {
+        let s = servers("nfs://localhost:7/x").await;
+        let here = s.route().to;
+        s.replace(vec![at("10.0.0.7:1")]);
+        assert_eq!(s.route().to, at("10.0.0.7:1"));
+        s.look_again().await;
+        assert_eq!(s.route().to, here);
+        // Addresses stay what they are.
+        let s = servers("nfs://10.0.0.1/x").await;
+        s.replace(vec![at("10.0.0.7:1")]);
+        s.look_again().await;
+        assert_eq!(s.route().to, at("10.0.0.7:1"));
+    }
+
+    #[tokio::test]
+    async fn addresses_are_bounded() {
+        let hosts: Vec<_> = (1..=100).map(|nth| (format!("10.0.0.{nth}"), 1)).collect();
+        assert_eq!(lookup(&hosts).await.unwrap().len(), MAX_ADDRS);
+    }
+
+    #[tokio::test]
     async fn a_host_without_an_address_is_left_out_unless_it_is_the_only_one() {
         let s = servers("nfs://no-such-host.invalid,10.0.0.2/x").await;
         assert_eq!((s.count(), s.route().to), (1, at("10.0.0.2:20049")));
