@@ -313,7 +313,11 @@ impl LocalExport {
             return Ok(());
         }
         let synced = match object.kind {
-            FileType::Directory => self.with_listing(object, |fd| rustix::fs::fsync(fd)),
+            FileType::Directory => self.open_listing(object).and_then(|fd| {
+                rustix::fs::fsync(&fd)?;
+                self.keep_listing(object, fd);
+                Ok(())
+            }),
             FileType::Regular => match self.file(object, false).or_else(|_| self.file(object, true)) {
                 Ok(fd) => rustix::fs::fsync(&fd),
                 Err(_) => Err(Errno::ACCESS),

@@ -26,29 +26,24 @@ thread_local! {
 }
 
 impl LocalExport {
-    /// Calls `with` with the directory open for reading.
-    pub(super) fn with_listing<T>(
-        &self,
-        dir: &Object,
-        with: impl FnOnce(&OwnedFd) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
+    /// The directory open for reading.
+    pub(super) fn open_listing(&self, dir: &Object) -> Result<OwnedFd, Errno> {
         let idle = {
             let mut directories = locked(&self.directories);
             let at = directories.iter().position(|(id, _)| *id == dir.id);
             at.map(|at| directories.swap_remove(at).1)
         };
-        let fd = match idle {
-            Some(fd) => fd,
-            None => self.reopen(dir, OFlags::RDONLY | OFlags::DIRECTORY)?,
-        };
-        let result = with(&fd);
+        idle.map_or_else(|| self.reopen(dir, OFlags::RDONLY | OFlags::DIRECTORY), Ok)
+    }
+
+    /// Keeps a directory open for whoever needs it next.
+    pub(super) fn keep_listing(&self, dir: &Object, fd: OwnedFd) {
         let _too_many = {
             let mut directories = locked(&self.directories);
             let oldest = (directories.len() >= IDLE_MAX).then(|| directories.remove(0));
             directories.push((dir.id, fd));
             oldest
         };
-        result
     }
 
     /// Gives the entries after a cookie to a sink.
@@ -65,9 +60,17 @@ impl LocalExport {
         }
         self.check(caller, dir, attrs, 4)?;
         let plus = from.plus && self.rights(caller, dir, attrs, 1)? != 0;
-        let listed = self.with_listing(dir, |fd| Ok(self.list_open(dir, fd, attrs, from, plus, sink)));
-        listed.map_err(status)?
+        let fd = self.open_listing(dir).map_err(status)?;
+        let (given, result) = self.list_open(dir, &fd, attrs, from, plus, sink);
+        // Where nothing was read the filesystem may not have noticed where it was to read. ext4, if asked for the end
+        // first, goes on to find nothing at the beginning.
+        if given {
+            self.keep_listing(dir, fd);
+        }
+        result
     }
+
+    /// Says whether there was an entry, and what READDIR says of the end.
 
     fn list_open(
         &self,
@@ -77,8 +80,10 @@ impl LocalExport {
         from: &ReadDir,
         plus: bool,
         sink: &mut dyn EntrySink,
-    ) -> Result<bool, Status> {
-        rustix::fs::seek(fd, SeekFrom::Start(from.cookie)).map_err(|_| Status::BAD_COOKIE)?;
+    ) -> (bool, Result<bool, Status>) {
+        if rustix::fs::seek(fd, SeekFrom::Start(from.cookie)).is_err() {
+            return (false, Err(Status::BAD_COOKIE));
+        }
         let mut buffer = BUFFER.take();
         buffer.reserve(from.room.clamp(READ_AHEAD.0, READ_AHEAD.1));
         let room = from.room.clamp(READ_AHEAD.0, READ_AHEAD.1).min(buffer.capacity());
@@ -116,6 +121,6 @@ impl LocalExport {
             sink.begin(Some(*attrs), CookieVerifier::default());
         }
         BUFFER.set(buffer);
-        result
+        (begun, result)
     }
 }

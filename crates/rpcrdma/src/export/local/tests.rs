@@ -253,6 +253,24 @@ fn failed_write_outs_change_the_verifier() {
 }
 
 #[test]
+fn a_listing_is_whole_after_one_that_began_at_the_end() {
+    let dir = temp();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let first = local(dir.path(), |_| {});
+    let list = |export: &LocalExport, cookie| {
+        let mut names = Names::new(usize::MAX);
+        let from = ReadDir { cookie, verifier: Default::default(), plus: true, room: 4096 };
+        assert_eq!(export.readdir(&me(), &export.root(), &from, &mut names).result, Ok(true));
+        names.taken
+    };
+    let end = list(&first, 0).last().unwrap().cookie;
+    // It has nothing open yet.
+    let second = local(dir.path(), |_| {});
+    assert_eq!(list(&second, end).len(), 0);
+    assert_eq!(names(&second, &second.root()), Ok(vec![".".into(), "..".into(), "file".into()]));
+}
+
+#[test]
 fn what_may_wait() {
     let dir = temp();
     fs::write(dir.path().join("file"), "content").unwrap();
