@@ -101,6 +101,7 @@ url() { echo "nfs://127.0.0.1:$(forwarded 20049)/srv${1:-}"; }
 mount_port() { forwarded 20048; }
 made() { grep -ac 'rpcrdma::client::rdma: connected ' "$scratch/ours.log" 2>/dev/null || true; }
 losses() { grep -ac 'connection lost: ' "$scratch/ours.log" 2>/dev/null || true; }
+unanswered() { grep -ac 'connection lost: a Call had no Reply' "$scratch/ours.log" 2>/dev/null || true; }
 own_cuts() { grep -ac 'connection lost: an injected fault' "$scratch/ours.log" 2>/dev/null || true; }
 sent_again() {
     { grep -a 'connection lost: ' "$scratch/ours.log" 2>/dev/null || true; } |

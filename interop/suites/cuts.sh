@@ -8,9 +8,10 @@ boot_own() {
 
 # --- Our client on nfsd ---
 
-# Copies a tree there and back while others cut, and compares. More cuts than these would be a storm of reconnects.
+# Copies a tree there and back while others cut, and compares. More cuts than these would be a storm of reconnects. nfsd says
+# nothing to a Call that comes again while it executes the first one, so a Call is sent once more after ten seconds.
 copy_through_cuts() { # OPTIONS of our client
-    local how=(--mount-port "$(mount_port)" --timeout 60 "$@") tree=$scratch/tree
+    local how=(--mount-port "$(mount_port)" --timeout 60 --timeo 100 "$@") tree=$scratch/tree
     make_tree "$tree" 600
     head -c 20000001 /dev/urandom >"$tree/large"
     ours cp -r "${how[@]}" "$tree" "$(url /)"
@@ -29,7 +30,8 @@ count_copy() {
     fact connections "$(made)"
     fact again "$(sent_again)"
     expect "cuts, so that this says something" "$1 + $(own_cuts) >= 5"
-    expect "connections lost, no more than were cut" "$(losses) <= $1 + $(own_cuts)"
+    expect "connections lost, no more than were cut or had no Reply" "$(losses) <= $1 + $(own_cuts) + $(unanswered)"
+    expect "connections that had no Reply, few" "$(unanswered) <= 2"
     expect "connections, one for each command and each loss" "$(made) <= $(losses) + 2"
 }
 
