@@ -380,3 +380,17 @@ async fn bytes_are_counted() {
     assert_eq!((bench.metrics.calls.get(), bench.metrics.replies.get()), (2, 2));
     assert_eq!((bench.metrics.single_starts.get(), bench.metrics.early_sends.get()), (1, 0));
 }
+
+/// A Reply and the end of its connection may be noticed at one time: the connection has worked nevertheless.
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_comes_with_the_end_of_its_connection_counts() {
+    let bench = Bench::new(TWO, config()).await;
+    let start = Instant::now();
+    let call = bench.call(null()).await;
+    answer(&bench.wire(), 4);
+    bench.wire().lose(Lost::PeerClosed);
+    assert!(call.await.unwrap().outcome.is_ok());
+    assert_eq!(bench.metrics.recoveries.get(), 1);
+    bench.answered().await;
+    assert_eq!(bench.tried(start), [(1, 0), (1, 0)]);
+}
