@@ -114,3 +114,11 @@ async fn a_closed_channel_says_so_to_its_task_and_to_callers() {
     let finished = channel.call(Call { result, ..call(1) }).await;
     assert!(finished.outcome.err() == Some(CallError::Closed) && finished.result.is_some());
 }
+
+#[test]
+fn errors_say_what_happened() {
+    let timed_out = CallError::TimedOut { after: Duration::from_secs(7), last: "no route".to_owned() };
+    assert_eq!(timed_out.to_string(), "no Reply within 7 s (no route)");
+    assert_eq!(CallError::Closed.to_string(), "the client was closed");
+    assert!(CallError::NoReads.to_string().contains("RDMA Reads"));
+}

@@ -379,6 +379,7 @@ async fn bytes_are_counted() {
     assert_eq!((bench.metrics.bytes_in.get(), bench.metrics.bytes_out.get()), (1048, 8192));
     assert_eq!((bench.metrics.calls.get(), bench.metrics.replies.get()), (2, 2));
     assert_eq!((bench.metrics.single_starts.get(), bench.metrics.early_sends.get()), (1, 0));
+    assert_eq!((bench.metrics.overruns.get(), bench.metrics.most_outstanding.get()), (0, 1));
 }
 
 /// A Reply and the end of its connection may be noticed at one time: the connection has worked nevertheless.
