@@ -468,9 +468,9 @@ async fn ten_thousand_messages_of_any_size() {
     }
 }
 
-/// Regions that are read twice and closed after the first time, through sockets that take a part of an FPDU at a time; what comes
-/// back is written over at once. A region that came back while a response was still being sent from it would show in the
-/// checksum, and one whose checksum was made anew from other bytes in the data.
+/// Regions that are read twice and closed after the first time, through sockets that take a part of an FPDU at a time;
+/// what comes back is written over at once. A region that came back while a response was still being sent from it would
+/// show in the checksum, and one whose checksum was made anew from other bytes in the data.
 #[tokio::test]
 async fn a_region_comes_back_only_when_its_last_response_is_written() {
     const ROUNDS: u64 = 48;

@@ -120,9 +120,9 @@ pub struct Options {
     pub solicited: bool,
 }
 
-/// What is sent at most unless somebody says otherwise: near the 64,768 that RFC 5044 asks senders for. An FPDU of this length
-/// needs no pad, so its checksum is one word at a multiple of four, and as long as TCP cuts the stream at words it is never
-/// cut itself. Linux siw (6.12) puts one that two TCP segments share together wrongly, and breaks off.
+/// What is sent at most unless somebody says otherwise: near the 64,768 that RFC 5044 asks senders for. An FPDU of this
+/// length needs no pad, so its checksum is one word at a multiple of four, and as long as TCP cuts the stream at words
+/// it is never cut itself. Linux siw (6.12) puts one that two TCP segments share together wrongly, and breaks off.
 const MAX_ULPDU_SENT: usize = 64_766;
 const _: () = assert!(pad(MAX_ULPDU_SENT) == 0);
 
