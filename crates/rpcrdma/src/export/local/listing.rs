@@ -71,7 +71,6 @@ impl LocalExport {
     }
 
     /// Says whether there was an entry, and what READDIR says of the end.
-
     fn list_open(
         &self,
         dir: &Arc<Object>,
