@@ -124,6 +124,7 @@ impl Scenario {
             device: 0..=pick(&mut rng, &[0, 1, 3]),
             completion: 0..=pick(&mut rng, &[0, 2, 20]),
             laggard: if rng.random_range(0..3) == 0 { (20, 200) } else { (0, 0) },
+            notification: (pick(&mut rng, &[0, 0, 8]) as u32, pick(&mut rng, &[3, 40])),
             invalidation: 0..=pick(&mut rng, &[0, 1, 10]),
             flush: 0..=pick(&mut rng, &[0, 2, 20]),
             batch: pick(&mut rng, &[1, 2, 16]) as usize,
@@ -205,12 +206,16 @@ impl World {
 
     /// Mounts the server from a client's node, again and again until it works.
     pub async fn mount(&self, node: IpAddr) -> Mount {
+        self.mount_of(node, SERVER, self.config()).await
+    }
+
+    /// Mounts any server as [`World::mount`] does the usual one.
+    pub async fn mount_of(&self, node: IpAddr, server: SocketAddr, mut config: MountConfig) -> Mount {
         loop {
-            let mut config = self.config();
             // The XIDs of no two mounts overlap.
             let nth = self.mounts.fetch_add(1, Ordering::Relaxed);
             config.rdma.seed = Some(self.seed.wrapping_mul(0x1_0001).wrapping_add(nth << 24) & 0xffff_ffff);
-            if let Ok(mount) = self.try_mount(node, SERVER, config).await {
+            if let Ok(mount) = self.try_mount(node, server, config.clone()).await {
                 return mount;
             }
             sleep(Duration::from_millis(20)).await;

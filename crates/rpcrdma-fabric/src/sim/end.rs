@@ -60,6 +60,8 @@ pub(super) struct End {
     pub(super) reads: BTreeMap<u64, OpenRead>,
     pub(super) exposed: BTreeMap<Stag, Memory>,
     pub(super) completions: VecDeque<Completion>,
+    /// When the user is told of them; `None` when there were none.
+    pub(super) told: Option<Duration>,
     /// Slots of the Send queue in use: from the post until the user has its completion.
     pub(super) slots: usize,
     pub(super) closing: bool,
@@ -84,6 +86,7 @@ impl End {
             reads: BTreeMap::new(),
             exposed: BTreeMap::new(),
             completions: VecDeque::new(),
+            told: None,
             slots: 0,
             closing: false,
             lost: None,

@@ -109,6 +109,9 @@ pub struct Profile {
     pub completion: RangeInclusive<u64>,
     /// One completion in so many is late by this much more; 0 for none.
     pub laggard: (u32, u64),
+    /// One notification in so many, that something has completed, is late by this much, so that more comes at one time: a
+    /// device that moderates its interrupts, or a busy host. 0 for none.
+    pub notification: (u32, u64),
     /// From the request to invalidate until the region is closed.
     pub invalidation: RangeInclusive<u64>,
     /// From the loss until the queues are flushed.
@@ -137,6 +140,7 @@ impl Default for Profile {
             device: 0..=1,
             completion: 0..=3,
             laggard: (0, 0),
+            notification: (0, 0),
             invalidation: 0..=1,
             flush: 0..=2,
             batch: 16,

@@ -153,11 +153,14 @@ impl QueuePair for SimQueuePair {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
-        let (ready, posted) = (end.completions.len(), !end.queue.is_empty());
-        if posted {
+        if !end.queue.is_empty() {
             world.kick(conn, side);
         }
+        if !world.is_told(conn, side) {
+            return Poll::Pending;
+        }
         let batch = world.profile.batch;
+        let ready = world.end(conn, side).map_or(0, |e| e.completions.len());
         let count = if ready == 0 { 0 } else { world.up_to(batch).min(ready) };
         for _ in 0..count {
             let Some(end) = world.end(conn, side) else { break };

@@ -88,6 +88,7 @@ enum Due {
     Complete(ConnId, Side),
     Reclaim(ConnId, Side, Stag),
     Flush(ConnId, Side),
+    Tell(ConnId, Side),
     Timeout(ConnId, Side),
 }
 
@@ -204,6 +205,11 @@ impl World {
             Due::Complete(conn, side) => self.complete(conn, side),
             Due::Reclaim(conn, side, stag) => self.reclaim(conn, side, stag),
             Due::Flush(conn, side) => self.flush(conn, side),
+            Due::Tell(conn, side) => {
+                if let Some(end) = self.end(conn, side) {
+                    end.wake();
+                }
+            }
             Due::Timeout(conn, side) => self.die(conn, side, Lost::Io(ErrorKind::TimedOut)),
         }
         true
@@ -363,6 +369,29 @@ impl World {
         self.tell(conn, side, EventKind::Lost(&lost));
         let after = self.draw(self.profile.flush.clone());
         self.schedule(self.now + after, Due::Flush(conn, side));
+    }
+
+    /// Whether the user may look at what has completed.
+    pub(super) fn is_told(&mut self, conn: ConnId, side: Side) -> bool {
+        let now = self.now;
+        let Some(end) = self.end(conn, side) else { return true };
+        if end.completions.is_empty() {
+            end.told = None;
+            return true;
+        }
+        if let Some(told) = end.told {
+            return told <= now;
+        }
+        let (one_in, late) = self.profile.notification;
+        let late = if self.one_in(one_in) { late } else { 0 };
+        let told = now + Duration::from_millis(late);
+        if late > 0 {
+            self.schedule(told, Due::Tell(conn, side));
+        }
+        if let Some(end) = self.end(conn, side) {
+            end.told = Some(told);
+        }
+        late == 0
     }
 
     fn flush(&mut self, conn: ConnId, side: Side) {
