@@ -227,7 +227,25 @@ pub struct Draft {
     pub offered: ChunkLists,
 }
 
-/// Decides what is sent. Is given a Reply, or `None` when no Call is there to be answered; what it keeps, it owes.
+impl Draft {
+    /// A header with nothing behind it, in answer to nothing.
+    #[must_use]
+    pub fn bare(header: Header) -> Self {
+        let (payload, writes) = (Vec::new(), Vec::new());
+        Self { header, payload, invalidate: None, writes, offered: ChunkLists::default() }
+    }
+
+    /// Makes it an answer to another Call.
+    pub fn address(&mut self, xid: Xid) {
+        self.header.xid = xid;
+        if let Some(word) = self.payload.first_chunk_mut() {
+            *word = xid.0.to_be_bytes();
+        }
+    }
+}
+
+/// Decides what is sent. Is given a Reply, or `None` when no Call is there to be answered, as at the start; what it keeps,
+/// it owes.
 pub type Tamper = Box<dyn FnMut(Option<Draft>) -> Vec<Draft> + Send>;
 
 /// Serves with a tamper for each connection, which is given the number of the connection.
@@ -263,8 +281,16 @@ pub async fn serve(
 async fn serve_one(mut raw: Raw, peer: SocketAddr, service: &RpcService, mut tamper: Tamper) -> Option<()> {
     let pools = Pools::new(8);
     let mut idle = 0;
+    let mut drafts = tamper(None);
     // A client that is gone without a word is not waited for.
     while idle < IDLE {
+        for draft in drafts {
+            for (data, chunk) in draft.writes {
+                let buf = Region::from(&data[..]);
+                raw.outbox.push_back(Work::Write { id: 0, buf, at: 0, to: remote(&chunk) });
+            }
+            raw.send(&message(&draft.header, &draft.payload), draft.invalidate);
+        }
         // When nothing has come for a moment, what the tamper kept is due.
         let next = poll_fn(|cx| {
             raw.turn(cx);
@@ -274,7 +300,7 @@ async fn serve_one(mut raw: Raw, peer: SocketAddr, service: &RpcService, mut tam
                 None => Poll::Pending,
             }
         });
-        let drafts = match timeout(Duration::from_millis(50), next).await {
+        drafts = match timeout(Duration::from_millis(50), next).await {
             Ok(None) => return None,
             Err(_) => {
                 idle += 1;
@@ -286,13 +312,6 @@ async fn serve_one(mut raw: Raw, peer: SocketAddr, service: &RpcService, mut tam
                 tamper(Some(draft))
             }
         };
-        for draft in drafts {
-            for (data, chunk) in draft.writes {
-                let buf = Region::from(&data[..]);
-                raw.outbox.push_back(Work::Write { id: 0, buf, at: 0, to: remote(&chunk) });
-            }
-            raw.send(&message(&draft.header, &draft.payload), draft.invalidate);
-        }
     }
     None
 }

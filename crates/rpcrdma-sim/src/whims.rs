@@ -1,13 +1,13 @@
 //! Workloads with peers that do as they like, by the dice: a server that does not keep the rules, clients that do not,
 //! and a server that stops and starts. Whoever keeps the rules beside them must not suffer.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use rpcrdma::{
     client::Mount,
     fabric::{Access, Region, Shutdown, Stag},
-    nfs::v3::Handle,
+    nfs::v3::{Handle, Stable},
     proto::rpcrdma::{Body, ChunkLists, Credits, Header, RdmaError, ReadSegment, Segment, WriteChunk, Xid},
     server::Server,
 };
@@ -37,16 +37,11 @@ pub async fn fickle(w: Arc<World>) -> Result {
         whim(seed ^ nth << 20, nth == 0)
     }));
     let neighbour = tokio::spawn(workload::tiny(Arc::clone(&w)));
+    let leaving = tokio::spawn(leave(Arc::clone(&w), ODD_SERVER));
     let mut config = w.config();
-    config.rdma.seed = Some(0x7700_0000);
     config.rdma.give_up = Some(Duration::from_secs(20));
     let using = async {
-        let mount = loop {
-            if let Ok(mount) = w.try_mount(client(2), ODD_SERVER, config.clone()).await {
-                break mount;
-            }
-            sleep(Duration::from_millis(20)).await;
-        };
+        let mount = w.mount_of(client(2), ODD_SERVER, config).await;
         let mut tasks = JoinSet::new();
         for _ in 0..6 {
             tasks.spawn(use_fickle(Arc::clone(&w), mount.clone(), file));
@@ -58,6 +53,7 @@ pub async fn fickle(w: Arc<World>) -> Result {
         done?;
     }
     neighbour.await.map_err(|e| format!("the neighbour died: {e}"))??;
+    leaving.await.map_err(|e| format!("a client that leaves died: {e}"))?;
     server.abort();
     Ok(())
 }
@@ -85,8 +81,17 @@ fn whim(seed: u64, first: bool) -> Tamper {
     let mut kept: Vec<Draft> = Vec::new();
     let mut silent = false;
     let mut replies = 0;
-    Box::new(move |draft| {
-        let Some(mut d) = draft.filter(|_| !silent) else { return std::mem::take(&mut kept) };
+    let mut change = move |draft: Option<Draft>| {
+        if silent {
+            return Vec::new();
+        }
+        let Some(mut d) = draft else {
+            let mut due = std::mem::take(&mut kept);
+            if !first && rng.random_range(0..4) == 0 {
+                due.extend((0..rng.random_range(1..12)).map(|_| unasked(&mut rng)));
+            }
+            return due;
+        };
         replies += 1;
         if replies > 1 {
             let grants = [0, 1, 2, 3, 8, 16, 16, u32::MAX];
@@ -103,7 +108,7 @@ fn whim(seed: u64, first: bool) -> Tamper {
             }
             10..=12 => {
                 // Nobody waits for these.
-                extra.header.xid = Xid(0xdead_0000);
+                extra.address(Xid(0xdead_0000));
                 let count = if rng.random() { 1 } else { rng.random_range(2..16) };
                 return std::iter::repeat_n(extra, count).chain([d]).collect();
             }
@@ -137,12 +142,44 @@ fn whim(seed: u64, first: bool) -> Tamper {
                 let other = kept.first().and_then(|k| k.offered.handles().next());
                 d.invalidate = Some(Stag(other.unwrap_or(0)));
             }
+            // Memory of this Call, closed by what is no answer to it.
+            29 | 30 => {
+                extra.address(Xid(0xdead_0000));
+                extra.invalidate = d.offered.handles().next().map(Stag);
+                return if rng.random() { vec![extra, d] } else { vec![d, extra] };
+            }
             27 => silent = true,
             28 => d.payload.resize(5000, 0),
             _ => {}
         }
         vec![d]
+    };
+    let mut dice = SmallRng::seed_from_u64(seed ^ 0xb0);
+    Box::new(move |draft| {
+        let mut drafts = change(draft);
+        // More of them than there are Receives to spare, and what comes behind finds few.
+        if !first && !drafts.is_empty() && dice.random_range(0..6) == 0 {
+            let strays = (0..dice.random_range(3..9)).map(|_| unasked(&mut dice));
+            drafts.splice(0..0, strays.collect::<Vec<_>>());
+        }
+        drafts
     })
+}
+
+/// A message that no Call asked for.
+fn unasked(rng: &mut SmallRng) -> Draft {
+    let xid = Xid(0xdead_0000);
+    let header = Header::new(xid, Credits(16), Body::Msg(ChunkLists::default()));
+    let mut draft = Draft { payload: odd::rpc(xid, 0), ..Draft::bare(header) };
+    match rng.random_range(0..8) {
+        // A Call in the reverse direction.
+        0 => {}
+        1 => draft.payload.clear(),
+        2 => draft.invalidate = Some(Stag(0)),
+        // Replies.
+        _ => draft.payload[7] = 1,
+    }
+    draft
 }
 
 fn segment(handle: u32, length: u32) -> Segment {
@@ -171,8 +208,8 @@ pub async fn hostile(w: Arc<World>) -> Result {
             }
         }
         for _ in 0..rng.random_range(1..6) {
-            let count = [1, 1, 2, 6, 40][rng.random_range(0..5)];
-            let nuisance = rng.random_range(0..13);
+            let count = [1, 1, 2, 6, 40, 200][rng.random_range(0..6)];
+            let nuisance = rng.random_range(0..14);
             for nth in 0..count {
                 nuisance_of(nuisance, 1000 + nth, &mut raw);
             }
@@ -258,6 +295,11 @@ fn nuisance_of(kind: u32, xid: u32, raw: &mut Raw) {
                 raw.send(&odd::message(&header(Body::Nomsg(lists)), &[]), None);
             }
         }
+        // A Call that ends in the middle of its header.
+        12 => {
+            let call = odd::rpc(Xid(xid), 0);
+            raw.send(&odd::message(&header(Body::Msg(ChunkLists::default())), &call[..16]), None);
+        }
         _ => raw.send(&plain(), Some(Stag(5))),
     }
 }
@@ -267,16 +309,9 @@ fn nuisance_of(kind: u32, xid: u32, raw: &mut Raw) {
 /// # Errors
 /// In words, if an operation of those that stay fails.
 pub async fn restarts(w: Arc<World>) -> Result {
-    let mut config = w.config();
-    config.rdma.seed = Some(0x7800_0000);
     let restarting = tokio::spawn(restart(w.serve(ODD_SERVER), Arc::clone(&w), 6, 120));
-    let leaving = tokio::spawn(leave(Arc::clone(&w)));
-    let mount = loop {
-        if let Ok(mount) = w.try_mount(client(2), ODD_SERVER, config.clone()).await {
-            break mount;
-        }
-        sleep(Duration::from_millis(20)).await;
-    };
+    let leaving = tokio::spawn(leave(Arc::clone(&w), SERVER));
+    let mount = w.mount_of(client(2), ODD_SERVER, w.config()).await;
     let working = tokio::spawn(async move { workload::rounds(&w, &mount, 5, 3).await });
     let server = restarting.await.map_err(|e| format!("the server died: {e}"))?;
     leaving.await.map_err(|e| format!("a client that leaves died: {e}"))?;
@@ -286,19 +321,31 @@ pub async fn restarts(w: Arc<World>) -> Result {
 }
 
 /// Clients that ask for something and go before they are answered.
-async fn leave(w: Arc<World>) {
+async fn leave(w: Arc<World>, server: SocketAddr) {
     let mut rng = SmallRng::seed_from_u64(w.seed ^ 0x001e_a7e5);
     for _ in 0..6 {
-        let mount = w.mount(client(4)).await;
+        // A server that does as it likes may never answer.
+        let Ok(mount) = timeout(Duration::from_secs(5), w.mount_of(client(4), server, w.config())).await
+        else {
+            continue;
+        };
         let mut asking = JoinSet::new();
-        for _ in 0..4 {
+        for nth in 0..8 {
             let (w, mount) = (Arc::clone(&w), mount.clone());
             asking.spawn(async move {
-                let page = mount.readdirplus(mount.root(), 0, Default::default(), 16_384);
-                let _ = w.operation(page).await;
+                if nth % 2 == 0 {
+                    let page = mount.readdirplus(mount.root(), 0, Default::default(), 16_384);
+                    let _ = w.operation(page).await;
+                } else {
+                    // The root is no file, which the server says when it has pulled the data.
+                    let data = Region::alloc(20_000);
+                    let _ = w.operation(mount.write(mount.root(), 0, 20_000, data, Stable::Unstable)).await;
+                }
             });
         }
-        sleep(Duration::from_millis(rng.random_range(0..12))).await;
+        // Now and then for as long as a transport waits for its peer.
+        let most = if rng.random_range(0..4) == 0 { 2500 } else { 12 };
+        sleep(Duration::from_millis(rng.random_range(0..most))).await;
         drop(asking);
         drop(mount);
     }

@@ -8,7 +8,7 @@
 //!
 //! Every pair is either reached or on its table's list of pairs that cannot be, with a reason. A pair that is on neither
 //! side, or on both, is a mistake: in the table, in the worlds that are simulated, or in the code. A short list names pairs
-//! that take several coincidences: runs of some hundred seeds may miss them.
+//! that take several coincidences: some hundred seeds may miss them, some ten thousand do not.
 //!
 //! # Limits
 //! A state is what an observer can tell. The Responder's wait for memory, for one, is seen by the RDMA Read that ends it.
@@ -166,7 +166,7 @@ impl Coverage {
                     match self.pair(&table, e, s) {
                         Pair::Reached(_) => sum.reached += 1,
                         Pair::Never(_) => sum.never += 1,
-                        Pair::Rare(_) => sum.rare += 1,
+                        Pair::Rare(why) => sum.rare.push(format!("{}; {why}", name())),
                         Pair::Missing => sum.missing.push(name()),
                         Pair::Surprise(n, why) => {
                             sum.surprises.push(format!("{}, {n} times, although: {why}", name()));
@@ -186,8 +186,8 @@ pub struct Sum {
     pub reached: u64,
     /// Pairs not reached that cannot be.
     pub never: u64,
-    /// Pairs not reached that take coincidences.
-    pub rare: u64,
+    /// Pairs not reached that take coincidences, and which.
+    pub rare: Vec<String>,
     /// Pairs not reached without a reason.
     pub missing: Vec<String>,
     /// Pairs reached that cannot be.
@@ -196,7 +196,7 @@ pub struct Sum {
 
 impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = self.reached + self.rare + self.missing.len() as u64;
+        let all = self.reached + (self.rare.len() + self.missing.len()) as u64;
         write!(f, "{} of {all} pairs of state and event; {} more cannot happen", self.reached, self.never)
     }
 }

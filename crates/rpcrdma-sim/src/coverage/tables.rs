@@ -254,6 +254,11 @@ use {Account as A, Link as L, LinkEvent as E, Promise as P, PromiseEvent as Q, R
 
 const REQUESTER: &[Never<A, R>] = &[
     Never {
+        states: &[A::New],
+        events: &[R::Foreign],
+        why: "nothing is exposed, and a tag that stands for nothing is the fabric's to refuse",
+    },
+    Never {
         states: &[A::New, A::Idle],
         events: &[R::Opens, R::Keeps, R::Closes, R::Error, R::Broken],
         why: "no Call is outstanding, so what comes answers none",
@@ -339,7 +344,6 @@ const CLIENT: &[Never<L, E>] = &[
         events: &[
             E::Receive,
             E::Send,
-            E::Arrival,
             E::Exposed,
             E::NotExposed,
             E::Closed,
@@ -348,15 +352,12 @@ const CLIENT: &[Never<L, E>] = &[
             E::Fetched,
             E::Done,
             E::Flushed,
-            E::NoReceive,
-            E::Violation,
             E::LostTimeout,
-            E::LostMisbehaved,
             E::LostHere,
             E::Cut,
             E::Goodbye,
         ],
-        why: "there is no queue pair to use yet, and nothing has been sent",
+        why: "the client has no queue pair to use yet, though its device has, and a server in a hurry may send",
     },
     Never {
         states: L::ALL,
@@ -370,8 +371,8 @@ const CLIENT: &[Never<L, E>] = &[
     },
     Never {
         states: &[L::New],
-        events: &[E::NoReceive],
-        why: "no Receive has been taken, and there are three",
+        events: &[E::Closed],
+        why: "the Calls of NFSv3 offer one region each, so none is taken back because a second one cannot be had",
     },
     Never {
         states: &[L::New, L::Open, L::Closing],
@@ -470,49 +471,41 @@ const RARE_REQUESTER: &[Never<A, R>] = &[
         why: "the driver posts Receives after each batch of completions, so a window is bare only inside of one",
     },
     Never {
-        states: &[A::New, A::First, A::Idle],
-        events: &[R::Receive, R::Stray, R::Garbage, R::Reverse, R::Foreign],
-        why: "a server that breaks the rules mostly does so when it answers, with other Calls outstanding",
-    },
-    Never {
         states: &[A::Lost],
-        events: &[R::Error, R::Stray, R::Garbage, R::Reverse, R::Foreign],
+        events: &[R::Foreign],
         why: "the message has to have arrived just before the loss",
     },
 ];
 
-const RARE_RESPONDER: &[Never<P, Q>] = &[
-    Never {
-        states: &[P::Lost],
-        events: &[Q::Refused, Q::Dropped],
-        why: "the message has to have arrived just before the loss",
-    },
-    Never {
-        states: &[P::First, P::Idle, P::Busy, P::Full],
-        events: &[Q::NoReceive],
-        why: "who has sent so much has mostly been seen to flood",
-    },
+const RARE_RESPONDER: &[Never<P, Q>] = &[Never {
+    states: &[P::First, P::Idle, P::Busy, P::Full],
+    events: &[Q::NoReceive],
+    why: "a flood has to come while the server is told of nothing, and is mostly seen as one before the last Receive",
+}];
+
+/// What an end that has said goodbye seldom lives to see.
+const IN_A_MOMENT: &[E] = &[
+    E::Reset,
+    E::Silence,
+    E::Removal,
+    E::Violation,
+    E::NoReceive,
+    E::LostReset,
+    E::LostTimeout,
+    E::LostDevice,
+    E::LostMisbehaved,
+    E::Cut,
 ];
 
 const RARE_CLIENT: &[Never<L, E>] = &[
     Never {
         states: &[L::Lost],
         events: &[E::Cut],
-        why: "a Call's time has to be up in the moment in which the connection is lost",
-    },
-    Never {
-        states: &[L::New],
-        events: &[E::Receive, E::Closed],
-        why: "it takes messages before the first Reply, or a registration that fails for the first Call",
-    },
-    Never {
-        states: &[L::Open, L::Closing],
-        events: &[E::NoReceive],
-        why: "it takes more strays at one time than there are Receives",
+        why: "what the client cuts it for has to have arrived just before the loss",
     },
     Never {
         states: &[L::Closing],
-        events: &[E::Fetched, E::Violation, E::Silence, E::LostTimeout, E::LostMisbehaved],
+        events: IN_A_MOMENT,
         why: "a goodbye is over in a moment, unless completions are late",
     },
 ];
@@ -520,7 +513,7 @@ const RARE_CLIENT: &[Never<L, E>] = &[
 const RARE_SERVER: &[Never<L, E>] = &[
     Never {
         states: &[L::Closing],
-        events: &[E::Cut],
+        events: IN_A_MOMENT,
         why: "a goodbye is over in a moment, unless completions are late",
     },
     Never {

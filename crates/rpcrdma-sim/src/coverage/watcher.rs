@@ -53,6 +53,9 @@ struct Server {
     replied: bool,
     /// Messages in hand.
     held: u32,
+    /// There may be Calls of one XID among them, so which of them a step is of, only the server can tell. It takes a client
+    /// that sends one twice, or a Long Call whose message has another XID than its header.
+    blurred: bool,
     calls: Vec<Held>,
 }
 
@@ -143,8 +146,8 @@ impl Server {
         }
     }
 
-    /// A message is handed to the driver: what it is to the Responder.
-    fn handed(&mut self, bytes: &[u8]) -> PromiseEvent {
+    /// A message is handed to the driver: what it is to the Responder. `ours`: whether its client is.
+    fn handed(&mut self, bytes: &[u8], ours: bool) -> PromiseEvent {
         let parsed = Header::open(bytes, &Limits::default()).and_then(|(header, payload)| {
             let reads = header.read_chunks()?;
             Ok((header, reads, payload))
@@ -161,6 +164,8 @@ impl Server {
                 }
                 let chunks = reads.call.iter().chain(&reads.items);
                 let handles = chunks.flat_map(|c| c.segments.iter().map(|s| s.handle)).collect();
+                self.blurred |= !ours && matches!(header.body, Body::Nomsg(_));
+                self.blurred |= self.calls.iter().any(|c| c.xid == header.xid);
                 self.calls.push(Held { xid: header.xid, stage: Stage::NeedBuffer, handles, sent: None });
                 self.held += 1;
                 PromiseEvent::Call
@@ -243,13 +248,13 @@ impl Watcher {
         let mut counts = Counts { coverage: &mut self.coverage, starts: &self.starts };
         let waiting = |s: Stage| matches!(s, Stage::NeedBuffer | Stage::Reading);
         if let Some(call) = server.calls.iter_mut().find(|c| c.xid == xid && waiting(c.stage)) {
-            counts.step(call, Step::Complete);
+            counts.step(call, Step::Complete, server.blurred);
         }
         if served == Served::Silent
             && let Some(at) = server.calls.iter().position(|c| c.xid == xid && c.stage == Stage::Executing)
         {
             let mut call = server.calls.swap_remove(at);
-            counts.step(&mut call, Step::Sent);
+            counts.step(&mut call, Step::Sent, server.blurred);
             counts.pair(1, state, PromiseEvent::Silent);
             server.held = server.held.saturating_sub(1);
         }
@@ -268,8 +273,10 @@ impl Counts<'_> {
         self.coverage.count(start, S::ALL.len(), state.index(), event.index());
     }
 
-    fn step(&mut self, call: &mut Held, step: Step) {
-        self.pair(2, call.stage, step);
+    fn step(&mut self, call: &mut Held, step: Step, blurred: bool) {
+        if !blurred {
+            self.pair(2, call.stage, step);
+        }
         call.stage = call.stage.next(step).unwrap_or(call.stage);
     }
 }
@@ -310,13 +317,13 @@ impl Conn {
         let what = match &event.kind {
             EventKind::RecvPosted => PromiseEvent::Receive,
             EventKind::Handed(Completion::Received { buf, len, .. }) => {
-                server.handed(buf.get(..*len).unwrap_or_default())
+                server.handed(buf.get(..*len).unwrap_or_default(), self.ours[0])
             }
             EventKind::Posted { op: Op::Read, segments, .. } => {
                 let read = |c: &Held| segments.iter().any(|s| c.handles.contains(&s.stag.0));
                 let mut calls = server.calls.iter_mut();
                 if let Some(call) = calls.find(|c| c.stage == Stage::NeedBuffer && read(c)) {
-                    counts.step(call, Step::ReadsPosted);
+                    counts.step(call, Step::ReadsPosted, server.blurred);
                 }
                 return;
             }
@@ -328,23 +335,20 @@ impl Conn {
                 let error = matches!(header.body, Body::Error(_));
                 // A Call may be refused before it is whole.
                 let due = |c: &Held| c.xid == header.xid && c.sent.is_none();
-                // Hostile clients have several Calls of one XID in the air: it is one that was executed that is answered.
-                let executed = |c: &Held| due(c) && c.stage == Stage::Executing;
-                let at = server.calls.iter().position(executed);
-                if let Some(at) = at.or_else(|| server.calls.iter().position(due))
+                if let Some(at) = server.calls.iter().position(due)
                     && let Some(call) = server.calls.get_mut(at)
                 {
                     match (error, call.stage) {
                         (false, _) => {
-                            counts.step(call, Step::Replied);
+                            counts.step(call, Step::Replied, server.blurred);
                             call.sent = Some(*id);
                         }
                         (true, stage) => {
                             if stage == Stage::Reading {
-                                counts.step(call, Step::Complete);
+                                counts.step(call, Step::Complete, server.blurred);
                             }
                             if call.stage == Stage::Executing {
-                                counts.step(call, Step::Sent);
+                                counts.step(call, Step::Sent, server.blurred);
                             }
                             server.calls.swap_remove(at);
                         }
@@ -355,7 +359,7 @@ impl Conn {
             EventKind::Handed(Completion::Done { id, op: Op::Send, .. }) => {
                 if let Some(at) = server.calls.iter().position(|c| c.sent == Some(*id)) {
                     let mut call = server.calls.swap_remove(at);
-                    counts.step(&mut call, Step::Sent);
+                    counts.step(&mut call, Step::Sent, server.blurred);
                 }
                 return;
             }
@@ -363,7 +367,7 @@ impl Conn {
             EventKind::Lost(_) => PromiseEvent::Loss,
             EventKind::Dropped => {
                 for mut call in server.calls.drain(..) {
-                    counts.step(&mut call, Step::Flushed);
+                    counts.step(&mut call, Step::Flushed, server.blurred);
                 }
                 return;
             }

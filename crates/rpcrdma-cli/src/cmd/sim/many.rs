@@ -220,7 +220,7 @@ fn report(sim: &Sim, out: &mut Out, totals: &Totals, took: Duration) -> Result<(
     }
     if sim.coverage {
         table(out, &totals.coverage)?;
-        for pair in &sum.missing {
+        for pair in sum.missing.iter().chain(&sum.rare) {
             out.line(format!("  not reached: {pair}"))?;
         }
     }
@@ -262,7 +262,7 @@ fn record(first: u64, totals: &Totals, took: Duration) -> Record {
         calls: totals.calls,
         retransmissions: totals.again,
         pairs_reached: sum.reached,
-        pairs_not_reached: sum.missing,
+        pairs_not_reached: sum.missing.into_iter().chain(sum.rare).collect(),
         pairs_that_cannot_happen: sum.never,
         pairs_that_cannot_happen_and_did: sum.surprises,
         failed: totals.failed,

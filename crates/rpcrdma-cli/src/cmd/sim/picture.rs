@@ -183,6 +183,6 @@ fn covered(coverage: &Coverage) -> String {
     format!(
         "{} of {} pairs of state and event",
         sum.reached,
-        sum.reached + sum.rare + sum.missing.len() as u64
+        sum.reached + (sum.rare.len() + sum.missing.len()) as u64
     )
 }
