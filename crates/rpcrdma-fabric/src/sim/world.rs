@@ -313,7 +313,12 @@ impl World {
                 self.send(conn, first, Packet::End(Lost::Io(ErrorKind::ConnectionReset)));
                 self.die(conn, first, Lost::Io(ErrorKind::ConnectionReset));
             }
-            What::Silence => c.silent = true,
+            What::Silence => {
+                c.silent = true;
+                for side in [Side::Active, Side::Passive] {
+                    self.expect_timeout(conn, side);
+                }
+            }
             What::Remove { side, down } => {
                 let node = if side == Side::Passive { Some(c.to) } else { c.asked.as_ref().map(|a| a.from) };
                 if let Some(node) = node {

@@ -104,6 +104,7 @@ impl World {
             return end.wake();
         }
         end.reads.insert(read, OpenRead { id, buf, left });
+        self.expect_timeout(conn, side);
         let mut at = at;
         for s in from {
             let len = s.len as usize;
@@ -114,16 +115,21 @@ impl World {
 
     /// A Send or Write has left: its completion will come.
     fn sent(&mut self, conn: ConnId, side: Side, sent: Sent) {
-        let silent = self.conns.get(&conn).is_some_and(|c| c.silent);
-        if silent && self.profile.face != Face::Iwarp {
-            // No acknowledgement will come.
-            let timeout = Duration::from_millis(self.profile.transport_timeout);
-            self.schedule(self.now + timeout, Due::Timeout(conn, side));
-        }
         if let Some(end) = self.open(conn, side) {
             end.sent.push_back(sent);
         }
+        self.expect_timeout(conn, side);
         self.expect_completion(conn, side);
+    }
+
+    /// On a silent connection no acknowledgement will come, which an InfiniBand-like fabric notices.
+    pub(super) fn expect_timeout(&mut self, conn: ConnId, side: Side) {
+        let silent = self.conns.get(&conn).is_some_and(|c| c.silent);
+        let waits = self.open(conn, side).is_some_and(|e| !(e.sent.is_empty() && e.reads.is_empty()));
+        if silent && waits && self.profile.face != Face::Iwarp {
+            let timeout = Duration::from_millis(self.profile.transport_timeout);
+            self.schedule(self.now + timeout, Due::Timeout(conn, side));
+        }
     }
 
     fn expect_completion(&mut self, conn: ConnId, side: Side) {
