@@ -244,7 +244,7 @@ pub(super) fn all() -> Vec<Table> {
     vec![
         Table::new("Requester", REQUESTER, RARE_REQUESTER),
         Table::new("Responder", RESPONDER, RARE_RESPONDER),
-        Table::new("Call in a server", CALL, &[]),
+        Table::new("Call in a server", CALL, RARE_CALL),
         Table::new("Client's end", CLIENT, RARE_CLIENT),
         Table::new("Server's end", SERVER, RARE_SERVER),
     ]
@@ -481,6 +481,12 @@ const RARE_RESPONDER: &[Never<P, Q>] = &[Never {
     states: &[P::First, P::Idle, P::Busy, P::Full],
     events: &[Q::NoReceive],
     why: "a flood has to come while the server is told of nothing, and is mostly seen as one before the last Receive",
+}];
+
+const RARE_CALL: &[Never<Stage, Step>] = &[Never {
+    states: &[Stage::Executing],
+    events: &[Step::Sent],
+    why: "the Reply has to fit into nothing that the client offers, which raw clients try in the test sim_odd_clients",
 }];
 
 /// What an end that has said goodbye seldom lives to see.

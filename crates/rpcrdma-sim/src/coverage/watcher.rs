@@ -54,8 +54,10 @@ struct Server {
     /// Messages in hand.
     held: u32,
     /// There may be Calls of one XID among them, so which of them a step is of, only the server can tell. It takes a client
-    /// that sends one twice, or a Long Call whose message has another XID than its header.
+    /// that sends one twice, be it in a form that is refused, or a Long Call whose message has another XID than its header.
     blurred: bool,
+    /// The XIDs of messages that were refused.
+    refused: Vec<Xid>,
     calls: Vec<Held>,
 }
 
@@ -78,6 +80,11 @@ pub struct Watcher {
     coverage: Coverage,
     /// Where the counts of each table begin.
     starts: [usize; 5],
+}
+
+/// Every message begins with its XID.
+fn xid_of(message: &[u8]) -> Option<Xid> {
+    message.first_chunk().map(|word| Xid(u32::from_be_bytes(*word)))
 }
 
 impl Client {
@@ -166,12 +173,17 @@ impl Server {
                 let handles = chunks.flat_map(|c| c.segments.iter().map(|s| s.handle)).collect();
                 self.blurred |= !ours && matches!(header.body, Body::Nomsg(_));
                 self.blurred |= self.calls.iter().any(|c| c.xid == header.xid);
+                self.blurred |= self.refused.contains(&header.xid);
                 self.calls.push(Held { xid: header.xid, stage: Stage::NeedBuffer, handles, sent: None });
                 self.held += 1;
                 PromiseEvent::Call
             }
             Err(e) if e.answer(Role::Responder) == Answer::Drop => PromiseEvent::Dropped,
             Err(_) => {
+                if let Some(xid) = xid_of(bytes) {
+                    self.blurred |= self.calls.iter().any(|c| c.xid == xid);
+                    self.refused.push(xid);
+                }
                 self.held += 1;
                 PromiseEvent::Refused
             }
@@ -237,7 +249,7 @@ impl Watcher {
 
     /// A server's service has been asked to execute a Call of the client at `peer`.
     pub fn served(&mut self, peer: SocketAddr, message: &[u8], served: Served) {
-        let Some(xid) = message.first_chunk().map(|b| Xid(u32::from_be_bytes(*b))) else { return };
+        let Some(xid) = xid_of(message) else { return };
         let Some(conn) = self.by_addr.get(&peer).and_then(|c| self.conns.get_mut(c)) else { return };
         if !conn.ours[1] {
             return;
