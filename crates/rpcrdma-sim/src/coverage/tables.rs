@@ -477,11 +477,23 @@ const RARE_REQUESTER: &[Never<A, R>] = &[
     },
 ];
 
-const RARE_RESPONDER: &[Never<P, Q>] = &[Never {
-    states: &[P::First, P::Idle, P::Busy, P::Full],
-    events: &[Q::NoReceive],
-    why: "a flood has to come while the server is told of nothing, and is mostly seen as one before the last Receive",
-}];
+const RARE_RESPONDER: &[Never<P, Q>] = &[
+    Never {
+        states: &[P::First, P::Idle, P::Busy, P::Full],
+        events: &[Q::NoReceive],
+        why: "a flood has to come while the server is told of nothing, and is mostly seen as one before the last Receive",
+    },
+    Never {
+        states: &[P::First, P::Busy, P::Full],
+        events: &[Q::Refused, Q::Dropped],
+        why: "the server has mostly answered what came before",
+    },
+    Never {
+        states: &[P::Lost],
+        events: &[Q::Error],
+        why: "the message has to have arrived just before the loss",
+    },
+];
 
 const RARE_CALL: &[Never<Stage, Step>] = &[Never {
     states: &[Stage::Executing],
@@ -500,10 +512,16 @@ const IN_A_MOMENT: &[E] = &[
     E::LostTimeout,
     E::LostDevice,
     E::LostMisbehaved,
+    E::LostTerminated,
     E::Cut,
 ];
 
 const RARE_CLIENT: &[Never<L, E>] = &[
+    Never {
+        states: &[L::Asked, L::New],
+        events: &[E::NoReceive, E::LostClosed],
+        why: "the server has to flood it, or to say goodbye, in the moment in which it accepts",
+    },
     Never {
         states: &[L::Lost],
         events: &[E::Cut],
