@@ -131,6 +131,18 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// What its completion says: the name of the work, its kind, and its memory.
+    #[must_use]
+    pub fn into_parts(self) -> (WorkId, Op, Region) {
+        match self {
+            Self::Send { id, buf, .. } => (id, Op::Send, buf),
+            Self::Write { id, buf, .. } => (id, Op::Write, buf),
+            Self::Read { id, buf, .. } => (id, Op::Read, buf),
+        }
+    }
+}
+
 /// What kind of work a completion is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {

@@ -335,7 +335,7 @@ impl VerbsQueuePair {
                 UnderWay::Bare => {}
                 UnderWay::Work { work, .. } => {
                     self.works -= 1;
-                    let (id, op, buf) = parts(work);
+                    let (id, op, buf) = work.into_parts();
                     done.push(Completion::Done { id, op, buf });
                 }
                 UnderWay::Invalidate { tag } => match self.exposures.remove(&tag) {
@@ -613,7 +613,7 @@ impl VerbsQueuePair {
             _ => None,
         });
         for work in under_way.chain(pending) {
-            let (id, op, buf) = parts(work);
+            let (id, op, buf) = work.into_parts();
             done.push(Completion::Flushed { id, op, buf });
         }
         self.works = 0;
@@ -688,15 +688,6 @@ fn fits(buf: &Region, at: usize, segments: &RemoteSegments) -> Result<usize, Rej
     let total: u64 = segments.iter().map(|s| u64::from(s.len)).sum();
     let room = buf.len().checked_sub(at).ok_or(RejectReason::OutOfRange)?;
     usize::try_from(total).ok().filter(|total| *total <= room).ok_or(RejectReason::OutOfRange)
-}
-
-/// What a completion of the work says.
-fn parts(work: Work) -> (u64, Op, Region) {
-    match work {
-        Work::Send { id, buf, .. } => (id, Op::Send, buf),
-        Work::Write { id, buf, .. } => (id, Op::Write, buf),
-        Work::Read { id, buf, .. } => (id, Op::Read, buf),
-    }
 }
 
 impl Posting {

@@ -133,11 +133,7 @@ impl State {
             self.done.push_back(Completion::Reclaimed { stag: Stag(stag), buf });
         }
         for work in self.work.drain(..) {
-            let (id, op, buf) = match work {
-                Work::Send { id, buf, .. } => (id, Op::Send, buf),
-                Work::Write { id, buf, .. } => (id, Op::Write, buf),
-                Work::Read { id, buf, .. } => (id, Op::Read, buf),
-            };
+            let (id, op, buf) = work.into_parts();
             self.done.push_back(Completion::Flushed { id, op, buf });
         }
         for buf in self.recvs.drain(..) {

@@ -19,7 +19,7 @@ use super::{
     What, When,
     end::{End, Link, Packet, Sent},
 };
-use crate::{Completion, Lost, Op, Stag, Work};
+use crate::{Completion, Lost, Op, Stag};
 
 /// How far the making of a connection has come.
 pub(super) enum Setup {
@@ -415,11 +415,7 @@ impl World {
         let reads = std::mem::take(&mut end.reads);
         work.extend(reads.into_values().map(|r| Completion::Flushed { id: r.id, op: Op::Read, buf: r.buf }));
         work.extend(end.queue.drain(..).map(|w| {
-            let (id, op, buf) = match w {
-                Work::Send { id, buf, .. } => (id, Op::Send, buf),
-                Work::Write { id, buf, .. } => (id, Op::Write, buf),
-                Work::Read { id, buf, .. } => (id, Op::Read, buf),
-            };
+            let (id, op, buf) = w.into_parts();
             Completion::Flushed { id, op, buf }
         }));
         let receives: Vec<Completion> =

@@ -16,7 +16,8 @@
 //! its result is dropped, and the client, which sends the Call again on another connection, is answered from the duplicate
 //! request cache. A client that died without a word is never heard of again, as a reliable connection over InfiniBand has
 //! no keep-alive; so a connection on which nothing arrives for `idle_timeout` is closed, which costs a client that is
-//! merely idle one reconnect, and sooner one that owes us the data of RDMA Reads. Nothing that a peer sends ends more than its own connection.
+//! merely idle one reconnect, and sooner one that owes us the data of RDMA Reads. Nothing that a peer sends ends more than
+//! its own connection.
 //!
 //! # Limits
 //! Calls in hand are bounded by the posted Receives, which cover the grant and little more. Memory for chunks comes from
@@ -794,14 +795,14 @@ impl Connection {
         let Some(header) = plan.header.encode_into(&mut buf) else {
             return self.give_up("the header is too long");
         };
-        let mut posted = true;
+        let mut posted = Ok(());
         if let (Some(chunk), Some(hole)) = (plan.result_chunk(), hole)
             && hole.len > 0
         {
             let Some(data) = reply.data.take() else { return self.give_up("a result has no data") };
             self.shared.metrics.bytes_out.add(hole.len as u64);
             let work = Work::Write { id: work_id(index, WRITE), buf: data, at: 0, to: remote(chunk) };
-            posted &= self.post(work).is_ok();
+            posted = posted.and(self.post(work));
         }
         // The result, if it travels with the message.
         let item = match (plan.item, hole) {
@@ -823,17 +824,16 @@ impl Connection {
             };
             assemble(message, item, &mut region);
             let work = Work::Write { id: work_id(index, WRITE), buf: region, at: 0, to: remote(chunk) };
-            posted &= self.post(work).is_ok();
+            posted = posted.and(self.post(work));
         } else {
             len += assemble(message, item, &mut buf[header..]);
         }
         let invalidate = plan.invalidate.map(Stag);
-        posted &= self.post(Work::Send { id: work_id(index, SEND), buf, len, invalidate }).is_ok();
+        posted = posted.and(self.post(Work::Send { id: work_id(index, SEND), buf, len, invalidate }));
         self.finish(index, Step::Replied);
-        if posted {
-            self.shared.metrics.replies.add(1);
-        } else {
-            self.give_up("the Send queue is full");
+        match posted {
+            Ok(()) => self.shared.metrics.replies.add(1),
+            Err(why) => self.give_up_post(why),
         }
     }
 
@@ -867,8 +867,8 @@ impl Connection {
             return self.give_up("an RDMA_ERROR is too long");
         };
         // Its completion concerns no Call.
-        if self.post(Work::Send { id: WRITE, buf, len, invalidate: None }).is_err() {
-            self.give_up("the Send queue is full");
+        if let Err(why) = self.post(Work::Send { id: WRITE, buf, len, invalidate: None }) {
+            self.give_up_post(why);
         }
     }
 
@@ -877,6 +877,14 @@ impl Connection {
     fn give_up(&mut self, why: &str) {
         warn!(peer = %self.origin.peer, "closing the connection, a Reply cannot be sent: {why}");
         self.qp.shutdown(Shutdown::Abort);
+    }
+
+    fn give_up_post(&mut self, why: RejectReason) {
+        match why {
+            // Its end is told where it is noticed, and the client asks again.
+            RejectReason::Lost => self.qp.shutdown(Shutdown::Abort),
+            why => self.give_up(&why.to_string()),
+        }
     }
 
     fn finish(&mut self, index: usize, step: Step) {

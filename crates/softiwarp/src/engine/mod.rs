@@ -326,7 +326,7 @@ impl Engine {
             }
         }
         self.tx.flush_works(|work| {
-            let (id, op, buf) = tx::parts(work);
+            let (id, op, buf) = work.into_parts();
             done.push(Completion::Flushed { id, op, buf });
         });
         done.extend(self.recvs.drain(..).map(|buf| Completion::Flushed { id: 0, op: Op::Recv, buf }));

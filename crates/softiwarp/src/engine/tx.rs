@@ -22,7 +22,7 @@ use std::{
     time::Instant,
 };
 
-use rpcrdma_fabric::{Completion, Lost, Op, Region, RemoteSegment, Stag, Work};
+use rpcrdma_fabric::{Completion, Lost, RemoteSegment, Stag, Work};
 use smallvec::{SmallVec, smallvec};
 
 use super::{
@@ -625,7 +625,7 @@ impl Engine {
             tx.first_work += 1;
             tx.built -= 1;
             if let Some(work) = tx.works.pop_front().and_then(|posted| posted.work) {
-                let (id, op, buf) = parts(work);
+                let (id, op, buf) = work.into_parts();
                 done.push(Completion::Done { id, op, buf });
             }
         }
@@ -636,14 +636,5 @@ impl Engine {
                 done.push(Completion::Reclaimed { stag, buf });
             }
         }
-    }
-}
-
-/// Takes a piece of work apart.
-pub(super) fn parts(work: Work) -> (u64, Op, Region) {
-    match work {
-        Work::Send { id, buf, .. } => (id, Op::Send, buf),
-        Work::Write { id, buf, .. } => (id, Op::Write, buf),
-        Work::Read { id, buf, .. } => (id, Op::Read, buf),
     }
 }
