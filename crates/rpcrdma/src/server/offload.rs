@@ -15,6 +15,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::mpsc;
+
+use super::service::{OutgoingReply, Served};
+
 /// Work that may block.
 pub type Job = Box<dyn FnOnce() + Send>;
 
@@ -30,9 +34,52 @@ impl Offload {
         Self(Arc::new(move |_, job| run(job)))
     }
 
-    /// Has a client's work done.
-    pub(crate) fn run(&self, client: IpAddr, job: impl FnOnce() + Send + 'static) {
+    /// Has a client's Call served. What `report` hears of it, even when `serve` panics, brings `what` back.
+    ///
+    /// When its receiver has gone meanwhile and the Call has not begun, it is not served at all: its client sends it again
+    /// on another connection, or has lost interest.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        client: IpAddr,
+        what: T,
+        reply: OutgoingReply,
+        report: mpsc::UnboundedSender<Executed<T>>,
+        serve: impl FnOnce(&T, &mut OutgoingReply) -> Served + Send + 'static,
+    ) {
+        // Unless it is served, its client is told to send it again by a lost connection.
+        let executed = Executed { what, served: Served::Close, reply };
+        let mut errand = Errand { executed: Some(executed), report };
+        let job = move || {
+            if errand.report.is_closed() {
+                return;
+            }
+            if let Some(Executed { what, served, reply }) = &mut errand.executed {
+                *served = serve(what, reply);
+            }
+        };
         (self.0)(client, Box::new(job));
+    }
+}
+
+/// What became of a Call elsewhere.
+pub(super) struct Executed<T> {
+    pub(super) what: T,
+    pub(super) served: Served,
+    pub(super) reply: OutgoingReply,
+}
+
+/// A Call that is elsewhere. It reports back when it is dropped, so that a panic of the service is noticed, too.
+struct Errand<T> {
+    executed: Option<Executed<T>>,
+    report: mpsc::UnboundedSender<Executed<T>>,
+}
+
+impl<T> Drop for Errand<T> {
+    fn drop(&mut self) {
+        if let Some(executed) = self.executed.take() {
+            // Nobody listens when the connection has ended meanwhile.
+            let _ = self.report.send(executed);
+        }
     }
 }
 

@@ -55,9 +55,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::places::Places;
 use super::{
     Offload,
+    offload::Executed,
+    places::Places,
     service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
 };
 use crate::{
@@ -327,40 +328,6 @@ impl Body {
     }
 }
 
-/// A Call on a blocking thread. It reports back when it is dropped, so that a panic of the service is noticed too.
-struct Job {
-    index: usize,
-    /// What becomes of the Call unless it is served: its client is told to send it again by a lost connection.
-    served: Served,
-    reply: OutgoingReply,
-    report: mpsc::UnboundedSender<Executed>,
-}
-
-impl Job {
-    fn execute(mut self, body: Body, origin: Origin, shared: &Shared) {
-        // The connection is gone, and the Call has not begun: its client sends it again, or has lost interest.
-        if !self.report.is_closed() {
-            self.served =
-                body.serve(origin, Patience::Wait, &*shared.service, &shared.pools, &mut self.reply);
-        }
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        let reply = std::mem::take(&mut self.reply);
-        // Nobody listens when the connection has ended meanwhile.
-        let _ = self.report.send(Executed { index: self.index, served: self.served, reply });
-    }
-}
-
-/// What a [`Job`] reports.
-struct Executed {
-    index: usize,
-    served: Served,
-    reply: OutgoingReply,
-}
-
 /// What a Reply leaves in.
 struct Room {
     /// For the Send.
@@ -392,8 +359,8 @@ struct Connection {
     done: Vec<Completion>,
     /// The Reply in the making, kept for its memory.
     reply: OutgoingReply,
-    report: mpsc::UnboundedSender<Executed>,
-    executed: mpsc::UnboundedReceiver<Executed>,
+    report: mpsc::UnboundedSender<Executed<usize>>,
+    executed: mpsc::UnboundedReceiver<Executed<usize>>,
     /// Calls on blocking threads or in line for them, and those that this connection holds back.
     blocking: usize,
     blocked: VecDeque<usize>,
@@ -694,24 +661,20 @@ impl Connection {
             return;
         }
         let Some(body) = self.calls.get_mut(index).and_then(|c| c.body.take()) else { return };
-        let job = Job {
-            index,
-            served: Served::Close,
-            reply: OutgoingReply::default(),
-            report: self.report.clone(),
-        };
-        let shared = Arc::clone(&self.shared);
-        let origin = self.origin;
+        let (shared, origin) = (Arc::clone(&self.shared), self.origin);
         self.blocking += 1;
-        self.shared
-            .offload
-            .run(self.origin.peer.ip().to_canonical(), move || job.execute(body, origin, &shared));
+        let client = origin.peer.ip().to_canonical();
+        let (reply, report) = (OutgoingReply::default(), self.report.clone());
+        self.shared.offload.run(client, index, reply, report, move |_, reply| {
+            body.serve(origin, Patience::Wait, &*shared.service, &shared.pools, reply)
+        });
     }
 
     /// Answers what blocking threads have executed. Whether there was anything.
     fn take_executed(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
-        while let Poll::Ready(Some(Executed { index, served, mut reply })) = self.executed.poll_recv(cx) {
+        while let Poll::Ready(Some(Executed { what: index, served, mut reply })) = self.executed.poll_recv(cx)
+        {
             any = true;
             self.blocking -= 1;
             self.served(index, served, &mut reply);

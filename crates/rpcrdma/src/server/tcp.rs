@@ -27,7 +27,6 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     io::{self, IoSlice},
-    mem,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -56,6 +55,7 @@ use crate::{
     memory::{MAX_TRANSFER, Pools},
     server::{
         Offload,
+        offload::Executed,
         places::Places,
         service::{Carrier, IncomingCall, Origin, OutgoingReply, Patience, Served, Service},
     },
@@ -245,45 +245,6 @@ impl Outgoing {
     }
 }
 
-/// A Call on a blocking thread. It reports back when it is dropped, so that a panic of the service is noticed too.
-struct Job {
-    held: Option<Held>,
-    reply: OutgoingReply,
-    served: Served,
-    report: mpsc::UnboundedSender<Done>,
-}
-
-impl Job {
-    fn execute(mut self, service: &dyn Service, pools: &Pools, origin: Origin) {
-        // The connection is gone, and the Call has not begun: its client sends it again, or has lost interest.
-        if self.report.is_closed() {
-            return;
-        }
-        let message = self.held.as_ref().map(Held::message).unwrap_or_default();
-        let call = IncomingCall { origin, message, chunks: &[] };
-        self.served = match service.serve(&call, Patience::Wait, pools, &mut self.reply) {
-            // Not an answer to `Patience::Wait`.
-            Served::WouldBlock => Served::Close,
-            served => served,
-        };
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        let done = Done { held: self.held.take(), reply: mem::take(&mut self.reply), served: self.served };
-        // Nobody listens when the connection has ended meanwhile.
-        let _ = self.report.send(done);
-    }
-}
-
-/// What a [`Job`] reports.
-struct Done {
-    held: Option<Held>,
-    reply: OutgoingReply,
-    served: Served,
-}
-
 /// One connection. Everything is done by [`Connection::poll`], on one task.
 struct Connection {
     stream: TcpStream,
@@ -299,8 +260,8 @@ struct Connection {
     /// Bytes of the outbox's first Reply that have left.
     sent: usize,
     executing: usize,
-    report: mpsc::UnboundedSender<Done>,
-    done: mpsc::UnboundedReceiver<Done>,
+    report: mpsc::UnboundedSender<Executed<Held>>,
+    done: mpsc::UnboundedReceiver<Executed<Held>>,
     /// False once a shutdown began or the peer sent its FIN: only what has been taken in is finished.
     reading: bool,
     spare: Vec<Vec<u8>>,
@@ -472,16 +433,17 @@ impl Connection {
     fn execute(&mut self, held: Held, reply: OutgoingReply) {
         count(&self.counters.blocking);
         self.executing += 1;
-        let job = Job { held: Some(held), reply, served: Served::Close, report: self.report.clone() };
         let (service, pools, origin) = (Arc::clone(&self.service), self.pools.clone(), self.origin);
-        self.offload.run(origin.peer.ip().to_canonical(), move || job.execute(&*service, &pools, origin));
+        let client = origin.peer.ip().to_canonical();
+        self.offload.run(client, held, reply, self.report.clone(), move |held, reply| {
+            let call = IncomingCall { origin, message: held.message(), chunks: &[] };
+            service.serve(&call, Patience::Wait, &pools, reply)
+        });
     }
 
     /// Takes over what a blocking thread did.
-    fn finish(&mut self, done: Done) -> Result<(), End> {
-        if let Some(held) = done.held {
-            self.recycle(held);
-        }
+    fn finish(&mut self, done: Executed<Held>) -> Result<(), End> {
+        self.recycle(done.what);
         self.answer(done.served, done.reply)
     }
 

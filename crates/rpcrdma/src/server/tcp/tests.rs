@@ -232,7 +232,7 @@ async fn pipelined_calls_are_all_answered() {
         assert_eq!(from.read_u32().await.unwrap(), LAST | 12);
         let xid = from.read_u32().await.unwrap() as usize;
         from.read_u64().await.unwrap();
-        assert!(!mem::replace(&mut seen[xid], true), "answered once");
+        assert!(!std::mem::replace(&mut seen[xid], true), "answered once");
     }
     sender.await.unwrap();
 }
