@@ -11,65 +11,70 @@ use rpcrdma_proto::{
 };
 
 use super::{
-    Check, Group, Judged, Needs, Probe, conforms, deviates,
+    Check, Group, Judged, Probe, conforms, deviates,
     setup::nobodys_handle,
     skipped, tolerated,
     wire::{Halt, Reply, Seen, Wire, call, message, next_xid, nfs_status, null, rpc_outcome},
 };
 
-const fn check(
-    id: &'static str,
-    title: &'static str,
-    section: &'static str,
-    run: for<'a> fn(&'a Probe) -> rpcrdma_fabric::BoxFuture<'a, Result<Judged, Halt>>,
-) -> Check {
-    Check { id, group: Group::Chunks, title, section, needs: Needs::Nothing, run }
-}
+const GROUP: Group = Group::Chunks;
 
 pub(super) const CHECKS: [Check; 13] = [
-    check("long-call", "a Long Call: its message in a Position Zero Read chunk", "RFC 8166 3.5.3", |p| {
-        Box::pin(long_call(p, &[40]))
-    }),
-    check("long-call-in-pieces", "a Long Call in segments of 4, 20 and 16 bytes", "RFC 8166 3.5.3", |p| {
-        Box::pin(long_call(p, &[4, 20, 16]))
-    }),
-    check("long-call-with-item", "a Long Call with a Read chunk beside it", "RFC 8166 3.5.3", |p| {
+    GROUP.check(
+        "long-call",
+        "a Long Call: its message in a Position Zero Read chunk",
+        "RFC 8166 3.5.3",
+        |p| Box::pin(long_call(p, &[40])),
+    ),
+    GROUP.check(
+        "long-call-in-pieces",
+        "a Long Call in segments of 4, 20 and 16 bytes",
+        "RFC 8166 3.5.3",
+        |p| Box::pin(long_call(p, &[4, 20, 16])),
+    ),
+    GROUP.check("long-call-with-item", "a Long Call with a Read chunk beside it", "RFC 8166 3.5.3", |p| {
         Box::pin(long_write(p))
     }),
-    check("reply-chunk-to-spare", "a Reply chunk that the Reply does not need", "RFC 8166 4.3.3", |p| {
-        Box::pin(reply_chunk_to_spare(p))
-    }),
-    check(
+    GROUP.check(
+        "reply-chunk-to-spare",
+        "a Reply chunk that the Reply does not need",
+        "RFC 8166 4.3.3",
+        |p| Box::pin(reply_chunk_to_spare(p)),
+    ),
+    GROUP.check(
         "tiny-reply-chunk",
         "a Reply chunk of 8 bytes, for a Reply that fits inline",
         "RFC 8166 4.3.3",
         |p| Box::pin(tiny_reply_chunk(p)),
     ),
-    check("unused-write-chunk", "a Write chunk for a READ that fails", "RFC 8166 3.4.6", |p| {
+    GROUP.check("unused-write-chunk", "a Write chunk for a READ that fails", "RFC 8166 3.4.6", |p| {
         Box::pin(unused_write_chunk(p))
     }),
-    check("read-chunk-unpadded", "a Read chunk without XDR pad", "RFC 8166 3.4.5", |p| {
+    GROUP.check("read-chunk-unpadded", "a Read chunk without XDR pad", "RFC 8166 3.4.5", |p| {
         Box::pin(read_chunk(p, 1021, &[1021], Rule::Accept))
     }),
-    check("read-chunk-padded", "a Read chunk with XDR pad", "RFC 8166 3.4.5", |p| {
+    GROUP.check("read-chunk-padded", "a Read chunk with XDR pad", "RFC 8166 3.4.5", |p| {
         Box::pin(read_chunk(p, 1021, &[1024], Rule::Accept))
     }),
-    check(
+    GROUP.check(
         "read-chunk-pad-apart",
         "a Read chunk with its pad in a segment of its own",
         "RFC 8166 3.4.5",
         |p| Box::pin(read_chunk(p, 1021, &[1000, 21, 3], Rule::Accept)),
     ),
-    check("read-chunk-too-long", "a Read chunk 8 bytes longer than its item", "RFC 8166 4.5.2", |p| {
+    GROUP.check("read-chunk-too-long", "a Read chunk 8 bytes longer than its item", "RFC 8166 4.5.2", |p| {
         Box::pin(read_chunk(p, 1020, &[1028], Rule::Garbage))
     }),
-    check("read-chunk-too-short", "a Read chunk 8 bytes shorter than its item", "RFC 8166 4.5.2", |p| {
-        Box::pin(read_chunk(p, 1020, &[1012], Rule::Garbage))
-    }),
-    check("invalidation-allowed", "remote invalidation that we allow", "RFC 8797 4.1", |p| {
+    GROUP.check(
+        "read-chunk-too-short",
+        "a Read chunk 8 bytes shorter than its item",
+        "RFC 8166 4.5.2",
+        |p| Box::pin(read_chunk(p, 1020, &[1012], Rule::Garbage)),
+    ),
+    GROUP.check("invalidation-allowed", "remote invalidation that we allow", "RFC 8797 4.1", |p| {
         Box::pin(invalidation(p, true))
     }),
-    check("invalidation-forbidden", "remote invalidation that we do not allow", "RFC 8797 4.1", |p| {
+    GROUP.check("invalidation-forbidden", "remote invalidation that we do not allow", "RFC 8797 4.1", |p| {
         Box::pin(invalidation(p, false))
     }),
 ];

@@ -3,51 +3,30 @@
 use rpcrdma_proto::rpcrdma::{Body, ChunkLists, Credits, Header};
 
 use super::{
-    Check, Group, Judged, Needs, Probe, conforms, deviates, tolerated,
+    Check, Group, Judged, Probe, conforms, deviates, tolerated,
     wire::{Halt, Seen, Wire, message, next_xid, null, raw_message},
 };
 
+const GROUP: Group = Group::Credits;
+
 pub(super) const CHECKS: [Check; 5] = [
-    Check {
-        id: "first-grant",
-        group: Group::Credits,
-        title: "the grant of the first Reply",
-        section: "RFC 8166 3.3.1",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(first_grant(p)),
-    },
-    Check {
-        id: "later-grants",
-        group: Group::Credits,
-        title: "the grants of later Replies",
-        section: "RFC 8166 3.3.1",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(later_grants(p)),
-    },
-    Check {
-        id: "full-window",
-        group: Group::Credits,
-        title: "as many Calls at once as were granted",
-        section: "RFC 8166 3.3.1",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(full_window(p)),
-    },
-    Check {
-        id: "early-second-call",
-        group: Group::Credits,
-        title: "a second Call before the first Reply, which no client may send",
-        section: "RFC 8166 3.3.3",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(early_second_call(p)),
-    },
-    Check {
-        id: "zero-credits",
-        group: Group::Credits,
-        title: "a Call that asks for 0 credits",
-        section: "RFC 8166 3.3.1",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(zero_credits(p)),
-    },
+    GROUP
+        .check("first-grant", "the grant of the first Reply", "RFC 8166 3.3.1", |p| Box::pin(first_grant(p))),
+    GROUP.check("later-grants", "the grants of later Replies", "RFC 8166 3.3.1", |p| {
+        Box::pin(later_grants(p))
+    }),
+    GROUP.check("full-window", "as many Calls at once as were granted", "RFC 8166 3.3.1", |p| {
+        Box::pin(full_window(p))
+    }),
+    GROUP.check(
+        "early-second-call",
+        "a second Call before the first Reply, which no client may send",
+        "RFC 8166 3.3.3",
+        |p| Box::pin(early_second_call(p)),
+    ),
+    GROUP.check("zero-credits", "a Call that asks for 0 credits", "RFC 8166 3.3.1", |p| {
+        Box::pin(zero_credits(p))
+    }),
 ];
 
 /// Most Calls that a window is filled with.

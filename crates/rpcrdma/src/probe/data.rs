@@ -12,7 +12,7 @@ use rpcrdma_proto::{
 };
 
 use super::{
-    Check, Group, Judged, Needs, Options, Probe,
+    Check, Group, Judged, Needs, Options, Probe, Run,
     chunks::{lend_pieces, rpc_message},
     conforms, deviates, tolerated,
     wire::{Halt, Reply, Seen, Wire, call, message, next_xid, nfs_status, rpc_outcome},
@@ -36,9 +36,9 @@ const fn check(
     title: &'static str,
     section: &'static str,
     needs: Needs,
-    run: for<'a> fn(&'a Probe) -> rpcrdma_fabric::BoxFuture<'a, Result<Judged, Halt>>,
+    run: Run,
 ) -> Check {
-    Check { id, group: Group::Data, title, section, needs, run }
+    Check { needs, ..Group::Data.check(id, title, section, run) }
 }
 
 pub(super) const CHECKS: [Check; 8] = [

@@ -5,34 +5,30 @@ use rpcrdma_nfs::v3::{Data, Stable, args::WriteArgs};
 use rpcrdma_proto::rpcrdma::{Body, ChunkLists, Credits, Header, Proc, RdmaError, ReadSegment, Xid};
 
 use super::{
-    Check, Group, Judged, Needs, Probe, conforms, deviates,
+    Check, Group, Judged, Probe, conforms, deviates,
     setup::nobodys_handle,
     tolerated,
     wire::{CREDITS, Halt, Seen, Wire, call, message, next_xid, null, raw_message},
 };
 
 /// A check of how a message is refused or ignored.
-const fn check(
-    id: &'static str,
-    title: &'static str,
-    section: &'static str,
-    run: for<'a> fn(&'a Probe) -> rpcrdma_fabric::BoxFuture<'a, Result<Judged, Halt>>,
-) -> Check {
-    Check { id, group: Group::Headers, title, section, needs: Needs::Nothing, run }
-}
+const GROUP: Group = Group::Headers;
 
 pub(super) const CHECKS: [Check; 12] = [
-    check("version-2", "a Call of version 2", "RFC 8166 4.5.1", |p| Box::pin(version_2(p))),
-    check("unknown-type", "a message of type 7", "RFC 8166 4.5.2", |p| {
+    GROUP.check("version-2", "a Call of version 2", "RFC 8166 4.5.1", |p| Box::pin(version_2(p))),
+    GROUP.check("unknown-type", "a message of type 7", "RFC 8166 4.5.2", |p| {
         Box::pin(refused(p, Rule::Must, |xid| null_with_type(xid, Proc(7))))
     }),
-    check("nomsg-without-chunks", "an RDMA_NOMSG without any chunk", "RFC 8166 4.5.2", |p| {
+    GROUP.check("nomsg-without-chunks", "an RDMA_NOMSG without any chunk", "RFC 8166 4.5.2", |p| {
         Box::pin(refused(p, Rule::Must, |xid| message(xid, Body::Nomsg(ChunkLists::default()), &[])))
     }),
-    check("cut-read-list", "a Read list that runs past the end of its message", "RFC 8166 4.5.2", |p| {
-        Box::pin(refused(p, Rule::Must, |xid| words(&[xid.0, 1, CREDITS.0, 0, 1, 64, 0x1234_5678])))
-    }),
-    check(
+    GROUP.check(
+        "cut-read-list",
+        "a Read list that runs past the end of its message",
+        "RFC 8166 4.5.2",
+        |p| Box::pin(refused(p, Rule::Must, |xid| words(&[xid.0, 1, CREDITS.0, 0, 1, 64, 0x1234_5678]))),
+    ),
+    GROUP.check(
         "huge-write-chunk",
         "a Write chunk that says it has 4,294,967,295 segments",
         "RFC 8166 4.5.2",
@@ -42,31 +38,34 @@ pub(super) const CHECKS: [Check; 12] = [
             }))
         },
     ),
-    check("odd-position", "a Read chunk at a position that is no multiple of 4", "RFC 8166 3.4.4", |p| {
-        Box::pin(odd_position(p))
-    }),
-    check("xid-mismatch", "a header with another XID than its RPC message", "RFC 8166 4.5.2", |p| {
+    GROUP.check(
+        "odd-position",
+        "a Read chunk at a position that is no multiple of 4",
+        "RFC 8166 3.4.4",
+        |p| Box::pin(odd_position(p)),
+    ),
+    GROUP.check("xid-mismatch", "a header with another XID than its RPC message", "RFC 8166 4.5.2", |p| {
         Box::pin(refused(p, Rule::Must, |xid| {
             message(xid, Body::Msg(ChunkLists::default()), &null(Xid(xid.0 ^ 0x8000_0000)))
         }))
     }),
-    check("msgp", "an RDMA_MSGP, which nobody sends any more", "RFC 8166 4.6", |p| {
+    GROUP.check("msgp", "an RDMA_MSGP, which nobody sends any more", "RFC 8166 4.6", |p| {
         Box::pin(refused(p, Rule::Should, |xid| {
             let mut out = words(&[xid.0, 1, CREDITS.0, Proc::MSGP.0, 0, 0, 0, 0, 0]);
             out.extend(null(xid));
             out
         }))
     }),
-    check("done", "an RDMA_DONE, which nobody sends any more", "RFC 8166 4.6", |p| {
+    GROUP.check("done", "an RDMA_DONE, which nobody sends any more", "RFC 8166 4.6", |p| {
         Box::pin(ignored(p, |xid| words(&[xid.0, 1, CREDITS.0, Proc::DONE.0])))
     }),
-    check("error-from-client", "an RDMA_ERROR, which no client sends", "RFC 8166 4.5", |p| {
+    GROUP.check("error-from-client", "an RDMA_ERROR, which no client sends", "RFC 8166 4.5", |p| {
         Box::pin(ignored(p, |xid| raw_message(&Header::error_chunk(xid, CREDITS), &[])))
     }),
-    check("short-8", "a message of 8 bytes", "RFC 8166 4.5", |p| {
+    GROUP.check("short-8", "a message of 8 bytes", "RFC 8166 4.5", |p| {
         Box::pin(ignored(p, |xid| words(&[xid.0, 1])))
     }),
-    check("short-24", "a message of 24 bytes, 4 less than the shortest header", "RFC 8166 4.5", |p| {
+    GROUP.check("short-24", "a message of 24 bytes, 4 less than the shortest header", "RFC 8166 4.5", |p| {
         Box::pin(ignored(p, |xid| words(&[xid.0, 1, CREDITS.0, 0, 0, 0])))
     }),
 ];

@@ -4,7 +4,7 @@ use rpcrdma_nfs::v3::{Data, Stable, args::WriteArgs};
 use rpcrdma_proto::rpcrdma::{Body, ChunkLists, RdmaError, Segment};
 
 use super::{
-    Check, Group, Judged, Needs, Probe, conforms,
+    Check, Group, Judged, Probe, conforms,
     credits::burst,
     deviates,
     setup::nobodys_handle,
@@ -12,23 +12,16 @@ use super::{
     wire::{Halt, Seen, call, message, next_xid},
 };
 
-const fn check(
-    id: &'static str,
-    title: &'static str,
-    section: &'static str,
-    run: for<'a> fn(&'a Probe) -> rpcrdma_fabric::BoxFuture<'a, Result<Judged, Halt>>,
-) -> Check {
-    Check { id, group: Group::Hostile, title, section, needs: Needs::Hostile, run }
-}
+const GROUP: Group = Group::Hostile;
 
 pub(super) const CHECKS: [Check; 3] = [
-    check("flood", "four times as many Calls at once as were granted", "RFC 8166 3.3.1", |p| {
+    GROUP.check("flood", "four times as many Calls at once as were granted", "RFC 8166 3.3.1", |p| {
         Box::pin(flood(p))
     }),
-    check("foreign-memory", "a Read chunk in memory that is not there", "RFC 8166 4.5.3", |p| {
+    GROUP.check("foreign-memory", "a Read chunk in memory that is not there", "RFC 8166 4.5.3", |p| {
         Box::pin(pull(p, 1000))
     }),
-    check("huge-read-chunk", "a Read chunk of 4,294,967,292 bytes", "RFC 8166 4.5.2", |p| {
+    GROUP.check("huge-read-chunk", "a Read chunk of 4,294,967,292 bytes", "RFC 8166 4.5.2", |p| {
         Box::pin(pull(p, u32::MAX - 3))
     }),
 ];

@@ -102,6 +102,15 @@ impl Group {
             Self::Hostile => "hostile",
         }
     }
+
+    /// A check of this group, which needs what the group needs.
+    const fn check(self, id: &'static str, title: &'static str, section: &'static str, run: Run) -> Check {
+        let needs = match self {
+            Self::Hostile => Needs::Hostile,
+            _ => Needs::Nothing,
+        };
+        Check { id, group: self, title, section, needs, run }
+    }
 }
 
 /// What a check needs.
@@ -117,6 +126,9 @@ enum Needs {
     Hostile,
 }
 
+/// Makes a check.
+type Run = for<'a> fn(&'a Probe) -> BoxFuture<'a, Result<Judged, Halt>>;
+
 /// One thing to find out.
 pub struct Check {
     /// Names it, for scripts.
@@ -128,7 +140,7 @@ pub struct Check {
     /// Where the rule is.
     pub section: &'static str,
     needs: Needs,
-    run: for<'a> fn(&'a Probe) -> BoxFuture<'a, Result<Judged, Halt>>,
+    run: Run,
 }
 
 impl fmt::Debug for Check {

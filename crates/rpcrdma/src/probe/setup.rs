@@ -15,59 +15,23 @@ use tokio::{
 };
 
 use super::{
-    Check, Group, Judged, Needs, Probe, conforms, deviates, skipped, tolerated,
+    Check, Group, Judged, Probe, conforms, deviates, skipped, tolerated,
     wire::{Halt, Seen, Wire, call, message, next_xid, private_data},
 };
 
+const GROUP: Group = Group::Setup;
+
 pub(super) const CHECKS: [Check; 6] = [
-    Check {
-        id: "mpa-reply",
-        group: Group::Setup,
-        title: "MPA revision 2 with enhanced set-up",
-        section: "RFC 6581 4",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(mpa_reply(p)),
-    },
-    Check {
-        id: "mpa-revision-1",
-        group: Group::Setup,
-        title: "MPA revision 1",
-        section: "RFC 5044 7.1",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(mpa_revision_1(p)),
-    },
-    Check {
-        id: "mpa-crc",
-        group: Group::Setup,
-        title: "CRC32c asked for, and not",
-        section: "RFC 5044 7.1",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(mpa_crc(p)),
-    },
-    Check {
-        id: "mpa-peer-to-peer",
-        group: Group::Setup,
-        title: "peer-to-peer start-up",
-        section: "RFC 6581 4.2",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(mpa_peer_to_peer(p)),
-    },
-    Check {
-        id: "private-data",
-        group: Group::Setup,
-        title: "private data",
-        section: "RFC 8797 4",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(private(p)),
-    },
-    Check {
-        id: "threshold",
-        group: Group::Setup,
-        title: "a Call as long as the inline threshold",
-        section: "RFC 8166 3.3.2",
-        needs: Needs::Nothing,
-        run: |p| Box::pin(threshold(p)),
-    },
+    GROUP.check("mpa-reply", "MPA revision 2 with enhanced set-up", "RFC 6581 4", |p| Box::pin(mpa_reply(p))),
+    GROUP.check("mpa-revision-1", "MPA revision 1", "RFC 5044 7.1", |p| Box::pin(mpa_revision_1(p))),
+    GROUP.check("mpa-crc", "CRC32c asked for, and not", "RFC 5044 7.1", |p| Box::pin(mpa_crc(p))),
+    GROUP.check("mpa-peer-to-peer", "peer-to-peer start-up", "RFC 6581 4.2", |p| {
+        Box::pin(mpa_peer_to_peer(p))
+    }),
+    GROUP.check("private-data", "private data", "RFC 8797 4", |p| Box::pin(private(p))),
+    GROUP.check("threshold", "a Call as long as the inline threshold", "RFC 8166 3.3.2", |p| {
+        Box::pin(threshold(p))
+    }),
 ];
 
 const NOT_IWARP: &str = "only over software iWARP";
