@@ -51,9 +51,6 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/rpcrdma/src/export/local/sys.rs", "system calls that no well-kept crate wraps"),
 ];
 
-/// Integration tests with this name may contain `unsafe` too, for a global allocator that counts.
-const COUNTING_ALLOCATOR: &str = "/tests/allocations.rs";
-
 /// Beyond this a source file has lost its subject.
 const LINES_MAX: usize = 1000;
 
@@ -181,7 +178,7 @@ fn unsafe_stays_where_it_is_argued_for() {
     let mut found = BTreeSet::new();
     for (path, text) in sources() {
         let code = code(&text);
-        let listed = UNSAFE.iter().any(|(p, _)| *p == path) || path.ends_with(COUNTING_ALLOCATOR);
+        let listed = UNSAFE.iter().any(|(p, _)| *p == path);
         if words(&code).any(|w| w == "unsafe") {
             assert!(listed, "{path} contains `unsafe` and is not on the list");
             found.insert(path.clone());

@@ -1,17 +1,8 @@
 //! In steady state a Call costs no allocation, on either side: client and server run in this process, and the global
 //! allocator counts.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
-#![allow(unsafe_code, reason = "a global allocator can be written no other way")]
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::RefCell,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{alloc::System, cell::RefCell, future::Future, sync::Arc};
 
 use rpcrdma::{
     client::{Identity, Mount, MountConfig, Target, Transport},
@@ -23,49 +14,31 @@ use rpcrdma::{
 use rpcrdma_fabric::{Listener as _, Region};
 use rpcrdma_nfs::v3::{AccessMask, CreateMode, Handle, SetAttributes, Stable};
 use rpcrdma_proto::drc;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::net::TcpListener;
 
-struct Counting;
-
-static COUNT: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every method passes its arguments on to the system's allocator, which keeps the contract; counting touches no
-// memory of the caller's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as promised by our caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as promised by our caller.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as promised by our caller.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Allocations up to now.
+fn count() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.allocations + stats.reallocations
+}
 
 /// Allocations in `rounds` runs of `operation`, after it has run as often to warm up. The best of several attempts,
 /// because the runtime allocates now and then for itself.
-async fn allocations<F: Future<Output = ()>>(rounds: u64, mut operation: impl FnMut() -> F) -> u64 {
-    let mut best = u64::MAX;
+async fn allocations<F: Future<Output = ()>>(rounds: u64, mut operation: impl FnMut() -> F) -> usize {
+    let mut best = usize::MAX;
     for _ in 0..4 {
         for _ in 0..rounds {
             operation().await;
         }
-        let before = COUNT.load(Ordering::Relaxed);
+        let before = count();
         for _ in 0..rounds {
             operation().await;
         }
-        best = best.min(COUNT.load(Ordering::Relaxed) - before);
+        best = best.min(count() - before);
         if best == 0 {
             break;
         }

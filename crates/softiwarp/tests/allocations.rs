@@ -1,46 +1,23 @@
 //! In steady state nothing is allocated: not for a message, not for a Write or a Read, not for a tag.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
-#![allow(unsafe_code, reason = "a counting allocator is an allocator")]
 
 mod common;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    future::poll_fn,
-    sync::atomic::{AtomicU64, Ordering},
-    task::Poll,
-};
+use std::{alloc::System, future::poll_fn, task::Poll};
 
 use common::{Pair, pair_with, segment, segments, start};
 use rpcrdma_fabric::{Access, Completion, Op, Region, Work};
 use softiwarp::Config;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on to the system's allocator with the arguments it came with.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are the system allocator's conditions.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `alloc`, which is the system allocator's.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as for `dealloc`.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-}
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Allocations up to now.
+fn count() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.allocations + stats.reallocations
+}
 
 /// One round: the active side exposes memory and asks; the passive side writes to it, reads from it, and answers with a
 /// Send that invalidates.
@@ -139,11 +116,11 @@ fn nothing_is_allocated_per_message() {
             for _ in 0..200 {
                 round(&mut pair, &mut memory).await;
             }
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let before = count();
             for _ in 0..1000 {
                 round(&mut pair, &mut memory).await;
             }
-            ALLOCATIONS.load(Ordering::Relaxed) - before
+            count() - before
         });
         assert_eq!(allocated, 0, "{allocated} allocations in 1000 rounds, CRC {crc}");
     }
