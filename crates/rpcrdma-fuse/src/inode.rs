@@ -69,6 +69,33 @@ struct Known {
     belief: Duration,
     /// The last ctime seen.
     seen: Option<WccAttr>,
+    /// For a directory: changes of its entries that are under way, and how many have begun.
+    changing: usize,
+    begun: u64,
+    /// What the last change of its entries has left, and when it was answered; see [`Inode::take_left`].
+    left: Option<(Attributes, Instant)>,
+}
+
+/// A change of a directory's entries that is under way.
+pub(crate) struct Change<'a> {
+    dir: &'a Inode,
+    /// How many had begun with this one, if no other was under way.
+    alone: Option<u64>,
+}
+
+impl Change<'_> {
+    /// The change is over and has left the directory like this. After one that is dropped instead, nothing is known.
+    pub(crate) fn left(self, after: Option<&Attributes>) {
+        let mut known = lock(&self.dir.known);
+        // Of changes at the same time nobody knows whose attributes are the last.
+        known.left = after.filter(|_| self.alone == Some(known.begun)).map(|after| (*after, Instant::now()));
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        lock(&self.dir.known).changing -= 1;
+    }
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,6 +119,7 @@ impl Inode {
         cache: CacheTime,
     ) -> (Duration, bool) {
         let mut known = lock(&self.known);
+        known.left = None;
         let now = Instant::now();
         let wcc = attributes.wcc();
         if known.seen != Some(wcc) {
@@ -123,6 +151,22 @@ impl Inode {
             known.data = Some(wcc);
         }
         known.seen = None;
+    }
+
+    /// To be called before a Call that changes the entries of this directory.
+    pub(crate) fn begin_change(&self) -> Change<'_> {
+        let mut known = lock(&self.known);
+        known.changing += 1;
+        known.begun += 1;
+        known.left = None;
+        Change { dir: self, alone: (known.changing == 1).then_some(known.begun) }
+    }
+
+    /// The attributes that a change of this directory's entries has left, and how old they are. The kernel forgets a
+    /// directory's attributes when it has its entries changed, and asks for them at once. Only for the first to ask,
+    /// and not if others have been seen since.
+    pub(crate) fn take_left(&self) -> Option<(Attributes, Duration)> {
+        lock(&self.known).left.take().map(|(attributes, when)| (attributes, when.elapsed()))
     }
 
     /// A file with these attributes is opened; from now on what the kernel caches belongs to them.
@@ -253,4 +297,53 @@ fn inode(number: u64, generation: u64, handle: Handle, attributes: &Attributes, 
         hidden: Mutex::new(None),
         writes: WriteBack::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::blank;
+
+    fn dir() -> (Arc<Inode>, Attributes) {
+        let attributes = blank(FileType::Directory);
+        (inode(5, 0, Handle::EMPTY, &attributes, attr::ROOT), attributes)
+    }
+
+    #[test]
+    fn what_a_change_leaves_is_told_once() {
+        let (dir, attributes) = dir();
+        dir.begin_change().left(Some(&attributes));
+        assert_eq!(dir.take_left().map(|(left, _)| left), Some(attributes));
+        assert_eq!(dir.take_left(), None);
+        dir.begin_change().left(None);
+        assert_eq!(dir.take_left(), None);
+    }
+
+    #[test]
+    fn changes_at_the_same_time_leave_nothing() {
+        let (dir, attributes) = dir();
+        let (one, other) = (dir.begin_change(), dir.begin_change());
+        other.left(Some(&attributes));
+        assert_eq!(dir.take_left(), None);
+        one.left(Some(&attributes));
+        assert_eq!(dir.take_left(), None);
+        // One that was begun in between, and one whose end nobody has seen.
+        let one = dir.begin_change();
+        drop(dir.begin_change());
+        one.left(Some(&attributes));
+        assert_eq!(dir.take_left(), None);
+        dir.begin_change().left(Some(&attributes));
+        drop(dir.begin_change());
+        assert_eq!(dir.take_left(), None);
+        dir.begin_change().left(Some(&attributes));
+        assert!(dir.take_left().is_some());
+    }
+
+    #[test]
+    fn other_attributes_are_newer_than_what_a_change_has_left() {
+        let (dir, attributes) = dir();
+        dir.begin_change().left(Some(&attributes));
+        dir.observe(&attributes, None, CacheTime { min: Duration::ZERO, max: Duration::ZERO });
+        assert_eq!(dir.take_left(), None);
+    }
 }

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::{
     attr,
-    inode::{Hidden, Inode},
+    inode::{Change, Hidden, Inode},
     serve::Fail,
     shared::{Shared, Shown},
     user::User,
@@ -84,7 +84,9 @@ impl Shared {
         dir: &Inode,
         name: &[u8],
         made: CreateOk,
+        change: Change<'_>,
     ) -> Result<(Arc<Inode>, Shown), Fail> {
+        change.left(made.dir_wcc.after.as_ref());
         let epoch = self.writer.advance();
         let (handle, attributes) = match made.object {
             Some(handle) => (handle, made.attributes),
@@ -110,6 +112,7 @@ impl Shared {
         check(name)?;
         let mode = |mode: u32| SetAttributes { mode: Some(mode & 0o7777), ..SetAttributes::default() };
         let mount = &user.mount;
+        let change = dir.begin_change();
         let made = match what {
             Make::Directory { mode: bits } => mount.mkdir(dir.handle, name, mode(bits)).await?,
             Make::Symlink { target } => {
@@ -121,7 +124,7 @@ impl Shared {
                 let node = match bits & S_IFMT {
                     0 | S_IFREG => {
                         let made = mount.create(dir.handle, name, CreateMode::Guarded(set)).await?;
-                        return Ok(self.show_made(user, dir, name, made).await?.1);
+                        return Ok(self.show_made(user, dir, name, made, change).await?.1);
                     }
                     S_IFIFO => NodeKind::Fifo(set),
                     S_IFSOCK => NodeKind::Socket(set),
@@ -132,7 +135,7 @@ impl Shared {
                 mount.mknod(dir.handle, name, node).await?
             }
         };
-        Ok(self.show_made(user, dir, name, made).await?.1)
+        Ok(self.show_made(user, dir, name, made, change).await?.1)
     }
 
     /// Makes a file that will be open.
@@ -145,17 +148,18 @@ impl Shared {
     ) -> Result<(Arc<Inode>, Shown), Fail> {
         check(name)?;
         let mount = &user.mount;
+        let change = dir.begin_change();
         let mode = Some(how.mode & 0o7777);
         let set = SetAttributes { mode, size: how.truncate.then_some(0), ..SetAttributes::default() };
         if !how.exclusive {
             let made = mount.create(dir.handle, name, CreateMode::Unchecked(set)).await?;
-            return self.show_made(user, dir, name, made).await;
+            return self.show_made(user, dir, name, made, change).await;
         }
         let verifier = CreateVerifier(unique().to_be_bytes());
         let mut made = match mount.create(dir.handle, name, CreateMode::Exclusive(verifier)).await {
             Err(e) if e.status() == Some(Status::NOTSUPP) => {
                 let made = mount.create(dir.handle, name, CreateMode::Guarded(set)).await?;
-                return self.show_made(user, dir, name, made).await;
+                return self.show_made(user, dir, name, made, change).await;
             }
             made => made?,
         };
@@ -168,7 +172,7 @@ impl Shared {
             SetAttributes { mode, atime: SetTime::Server, mtime: SetTime::Server, ..Default::default() };
         made.object = Some(handle);
         made.attributes = mount.setattr(handle, set, None).await?.after;
-        self.show_made(user, dir, name, made).await
+        self.show_made(user, dir, name, made, change).await
     }
 
     /// Gives an object another name.
@@ -181,7 +185,9 @@ impl Shared {
     ) -> Result<Shown, Fail> {
         check(name)?;
         let epoch = self.writer.epoch();
+        let change = dir.begin_change();
         let linked = user.mount.link(inode.handle, dir.handle, name).await?;
+        change.left(linked.dir_wcc.after.as_ref());
         inode.changed(linked.attributes.as_ref());
         self.writer.advance();
         Ok(self.show_entry(inode.handle, linked.attributes, dir.number, epoch).await?.2)
@@ -191,7 +197,8 @@ impl Shared {
     pub(crate) async fn unlink(&self, user: &Arc<User>, dir: &Arc<Inode>, name: &[u8]) -> Result<(), Fail> {
         check(name)?;
         if !self.hide_if_open(user, dir, name, None).await? {
-            user.mount.remove(dir.handle, name).await?;
+            let change = dir.begin_change();
+            change.left(user.mount.remove(dir.handle, name).await?.after.as_ref());
         }
         self.writer.advance();
         Ok(())
@@ -200,11 +207,17 @@ impl Shared {
     /// Removes a directory.
     pub(crate) async fn rmdir(&self, user: &User, dir: &Inode, name: &[u8]) -> Result<(), Fail> {
         check(name)?;
-        let done = user.mount.rmdir(dir.handle, name).await;
+        let remove = async || {
+            let change = dir.begin_change();
+            let done = user.mount.rmdir(dir.handle, name).await?;
+            change.left(done.after.as_ref());
+            Ok(())
+        };
+        let done: Result<(), Error> = remove().await;
         self.writer.advance();
         let error = match done {
             Err(e) if matches!(e.status(), Some(Status::NOTEMPTY | Status::EXIST)) => e,
-            done => return Ok(done.map(|_| ())?),
+            done => return Ok(done?),
         };
         // The kernel says that a file was closed after `close` has returned.
         let found = user.mount.lookup(dir.handle, name).await?;
@@ -228,7 +241,7 @@ impl Shared {
             return Err(error.into());
         }
         // Also if nothing is hidden any more: it may have gone since the server answered.
-        Ok(user.mount.rmdir(dir.handle, name).await.map(|_| ())?)
+        Ok(remove().await?)
     }
 
     /// Renames.
@@ -242,7 +255,13 @@ impl Shared {
         check(to.1)?;
         // What is replaced may be open.
         self.hide_if_open(user, to.0, to.1, Some((from.0, from.1))).await?;
-        user.mount.rename((from.0.handle, from.1), (to.0.handle, to.1)).await?;
+        let change = from.0.begin_change();
+        let elsewhere = (from.0.handle != to.0.handle).then(|| to.0.begin_change());
+        let renamed = user.mount.rename((from.0.handle, from.1), (to.0.handle, to.1)).await?;
+        change.left(renamed.from.after.as_ref());
+        if let Some(change) = elsewhere {
+            change.left(renamed.to.after.as_ref());
+        }
         self.writer.advance();
         Ok(())
     }
@@ -286,7 +305,9 @@ impl Shared {
                 taken => taken?,
             };
         };
-        user.mount.rename((dir.handle, name), (dir.handle, &hidden_name)).await?;
+        let change = dir.begin_change();
+        let renamed = user.mount.rename((dir.handle, name), (dir.handle, &hidden_name)).await?;
+        change.left(renamed.to.after.as_ref());
         self.count_hidden(dir.number, true);
         inode.hide(Hidden { dir: Arc::clone(dir), name: hidden_name, user: Arc::clone(user) });
         // Its last program may have gone meanwhile.
@@ -299,8 +320,11 @@ impl Shared {
     /// Removes a file that nobody has open any more and that has no name of its own.
     pub(crate) async fn uncover(&self, inode: &Inode) {
         let Some(Hidden { dir, name, user }) = inode.take_hidden() else { return };
+        let change = dir.begin_change();
         match user.mount.remove(dir.handle, &name).await {
-            Err(e @ Error::Nfs { status, .. }) if status != Status::NOENT => {
+            Ok(done) => change.left(done.after.as_ref()),
+            // The file or the directory is gone already.
+            Err(e @ Error::Nfs { status, .. }) if !matches!(status, Status::NOENT | Status::STALE) => {
                 tracing::warn!(name = %String::from_utf8_lossy(&name), "a removed file stays behind: {e}");
             }
             _ => {}

@@ -150,6 +150,12 @@ impl Shared {
         if inode.writes.is_pending() {
             self.writer.flush(inode).await;
         }
+        if let Some((attributes, age)) = inode.take_left() {
+            let shown = self.show(inode, &attributes, None);
+            if shown.belief > age {
+                return Ok(Shown { belief: shown.belief - age, ..shown });
+            }
+        }
         let mark = inode.mark();
         let attributes = self.users.owner().mount.getattr(inode.handle).await?;
         Ok(self.show(inode, &attributes, Some(mark)))
@@ -212,7 +218,8 @@ impl Shown {
     }
 }
 
-fn blank(file_type: FileType) -> Attributes {
+/// Attributes of nothing in particular.
+pub(crate) fn blank(file_type: FileType) -> Attributes {
     let epoch = NfsTime::default();
     Attributes {
         file_type,

@@ -57,6 +57,68 @@ fn what_programs_do_with_names_works() {
 }
 
 #[test]
+fn a_directory_is_known_from_the_replies_about_its_entries() {
+    let Some(rig) = Rig::start("") else { return };
+    let dir = rig.dir().join("dir");
+    fs::create_dir(&dir).unwrap();
+    let same = || {
+        let (seen, served) = (fs::metadata(&dir).unwrap(), fs::metadata(rig.served().join("dir")).unwrap());
+        let of =
+            |m: &fs::Metadata| (m.nlink(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime_nsec(), m.mode());
+        assert_eq!(of(&seen), of(&served));
+    };
+    let calls = rig.calls();
+    for n in 0..10 {
+        fs::create_dir(dir.join(format!("a{n}"))).unwrap();
+        same();
+    }
+    // LOOKUP and MKDIR.
+    assert_eq!(rig.calls() - calls, 20);
+    fs::rename(dir.join("a0"), dir.join("b")).unwrap();
+    same();
+    fs::rename(dir.join("b"), dir.join("a1/b")).unwrap();
+    same();
+    fs::remove_dir(dir.join("a2")).unwrap();
+    same();
+    // Whatever was known of a4 went when its attributes were set.
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
+    same();
+    // Without belief nothing is taken from a reply to something else.
+    let Some(rig) = Rig::start("noac") else { return };
+    let dir = rig.dir().join("dir");
+    fs::create_dir(&dir).unwrap();
+    let calls = rig.calls();
+    fs::metadata(&dir).unwrap();
+    assert!(rig.calls() > calls);
+}
+
+#[test]
+fn changes_of_a_directory_at_the_same_time_leave_the_last() {
+    let Some(rig) = Rig::start("") else { return };
+    let dir = rig.dir();
+    for round in 0..30 {
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let dir = &dir;
+                scope.spawn(move || {
+                    for n in 0..4 {
+                        let path = dir.join(format!("{thread}-{n}"));
+                        fs::create_dir(&path).unwrap();
+                        if (round + thread + n) % 2 == 0 {
+                            fs::remove_dir(&path).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::metadata(&dir).unwrap().nlink(), fs::metadata(rig.served()).unwrap().nlink());
+        for entry in fs::read_dir(&dir).unwrap() {
+            fs::remove_dir(entry.unwrap().path()).unwrap();
+        }
+    }
+}
+
+#[test]
 fn attributes_are_set_and_seen() {
     let Some(rig) = Rig::start("") else { return };
     let path = rig.dir().join("file");

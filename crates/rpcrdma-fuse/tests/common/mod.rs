@@ -113,6 +113,11 @@ impl Rig {
         self.served.path().to_owned()
     }
 
+    /// Calls that the mount has made.
+    pub(crate) fn calls(&self) -> u64 {
+        self.mounted.metrics().calls.get()
+    }
+
     /// Takes the mount out of the tree, has another one take its place, and calls `end`, which ends the first for good.
     pub(crate) fn replace_mount(&mut self, end: impl FnOnce()) {
         let at = self.serving.lock().unwrap().as_ref().unwrap().at;
