@@ -107,7 +107,7 @@ mount_restart() {
     serve_stop
     serve
     forget_cache
-    inside -t 100 'test "$(md5sum </mnt/d/data)" = "$(cat /tmp/sum)"; touch /tmp/go; while [ ! -e /tmp/done ]; do sleep 0.1; done; rm -f /tmp/go'
+    inside -t 100 'test "$(md5sum </mnt/d/data)" = "$(cat /tmp/sum)" || { echo "FAILED: other data after the restart"; exit 1; }; touch /tmp/go; while [ ! -e /tmp/done ]; do sleep 0.1; done; rm -f /tmp/go'
     grep -q after "$scratch/export/d/file"
     unmount
     mount_ours
