@@ -94,8 +94,8 @@ killer_off() { inside 'touch /tmp/stop; while [ ! -e /tmp/ended ]; do sleep 0.1;
 
 # Runs our program against the guest's server, with its log kept, which names every connection.
 ours() {
-    # shellcheck disable=SC2046 # two words
-    timeout 400 "$rpcrdma" "$1" -vv $(without_crc "$@") "${@:2}" 2> >(tee -a "$scratch/ours.log" >&2)
+    # shellcheck disable=SC2046,SC2016 # two words; for the other shell
+    timeout 400 bash -c 'echo $$ >>"$0"; exec "$@"' "$scratch/pids" "$rpcrdma" "$1" -vv $(without_crc "$@") "${@:2}" 2> >(tee -a "$scratch/ours.log" >&2)
 }
 url() { echo "nfs://127.0.0.1:$(forwarded 20049)/srv${1:-}"; }
 mount_port() { forwarded 20048; }
