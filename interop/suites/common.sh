@@ -103,6 +103,19 @@ made() { grep -ac 'rpcrdma::client::rdma: connected ' "$scratch/ours.log" 2>/dev
 losses() { grep -ac 'connection lost: ' "$scratch/ours.log" 2>/dev/null || true; }
 unanswered() { grep -ac 'connection lost: a Call had no Reply' "$scratch/ours.log" 2>/dev/null || true; }
 own_cuts() { grep -ac 'connection lost: an injected fault' "$scratch/ours.log" 2>/dev/null || true; }
+# What the transport of each of its connections was, in words: `agreed CRC32c`, for one.
+agreed() {
+    local all with
+    all=$(made)
+    with=$(grep -ac "rpcrdma::client::rdma: connected .*transport=.*$1" "$scratch/ours.log" || true)
+    expect "connections with $1, all of them" "$with == $all && $all > 0"
+}
+# How long, in milliseconds, Calls waited at most until their server answered again.
+longest_outage() {
+    { grep -a 'the server answers again' "$scratch/ours.log" 2>/dev/null || true; } |
+        sed -nE 's/.*down=([0-9.]+)(m?s).*/\1 \2/p' |
+        awk '{ ms = $1 * ($2 == "s" ? 1000 : 1); if (ms > most) most = ms } END { print int(most) }'
+}
 sent_again() {
     { grep -a 'connection lost: ' "$scratch/ours.log" 2>/dev/null || true; } |
         sed -nE 's/.*(unanswered|pending)=([0-9]+).*/\2/p' | awk '{ n += $1 } END { print n + 0 }'

@@ -11,6 +11,11 @@ finish_mount() {
     if [[ ${1:-} ]]; then fact cuts "$1"; else fact cuts 0; expect "connections" "$connections == 1"; fi
 }
 
+# Whether our server has agreed to that; told to say more, it names the transport.
+served_with() {
+    grep -a "connected .*transport=.*$1" "$scratch/serve.log" || { echo "FAILED: no connection with $1"; return 1; }
+}
+
 # Devices and owners are for root to change, there and here.
 posix_workload() { inside -t 200 '/interop/posix /mnt/p'; }
 need_root() { ((EUID == 0)) || skip "our server has to run as root to change owners"; }
@@ -82,20 +87,22 @@ scenario mount-crc 'client --append siw.mpa_crc_required=1' 'the POSIX workload,
 mount_crc() {
     need_root
     inside 'test "$(cat /sys/module/siw/parameters/mpa_crc_required)" = Y' || skip "this siw cannot insist on CRC32c"
-    serve --crc off
+    serve --crc off -v
     mount_ours
     posix_workload
     finish_mount
+    served_with CRC32c
 }
 
 scenario mount-peer-to-peer 'client --append siw.peer_to_peer=1' 'the POSIX workload, on a Linux that starts peer to peer'
 mount_peer_to_peer() {
     need_root
     inside 'test "$(cat /sys/module/siw/parameters/peer_to_peer)" = Y' || skip "this siw cannot start peer to peer"
-    serve
+    serve -v
     mount_ours
     posix_workload
     finish_mount
+    served_with peer-to-peer
 }
 
 scenario mount-restart client 'Linux mounts our server, which stops and starts: open files and handles go on, and it can be mounted again' quick

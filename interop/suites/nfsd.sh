@@ -14,7 +14,8 @@ tree_on_nfsd() {
     expect "entries listed" "$entries == 400"
     ours stat "${how[@]}" "$(url /tree/sizes/4097)" | grep 4097
     ours cat "${how[@]}" "$(url /tree/sizes/1048577)" | cmp - "$tree/sizes/1048577"
-    ours df "${how[@]}" "$(url /)"
+    # As large as the guest's init makes it.
+    ours df "${how[@]}" "$(url /)" | grep -F '600.0 MiB'
     ours mkdir "${how[@]}" "$(url /made)"
     inside 'test -d /srv/made'
     ours rm -r "${how[@]}" "$(url /tree)" "$(url /made)"
@@ -35,7 +36,51 @@ scenario nfsd-tree server 'our client on nfsd: a tree of all sizes, long links a
 nfsd_tree() { tree_on_nfsd --crc off; }
 
 scenario nfsd-tree-crc server 'the same, and our client asks for CRC32c'
-nfsd_tree_crc() { tree_on_nfsd --crc on; }
+nfsd_tree_crc() {
+    tree_on_nfsd --crc on
+    agreed CRC32c
+}
+
+scenario nfsd-archive server 'our client on nfsd: cp -a of hard links, owners, a device, a FIFO and a file with holes there and back; exports; a part of a file' quick
+nfsd_archive() {
+    local tree=$scratch/archive how=(--mount-port "$(mount_port)")
+    ((EUID == 0)) || skip "owners and devices are for root"
+    mkdir -p "$tree/dir"
+    mknod "$tree/device" c 1 3 || skip "no device can be made here"
+    mkfifo -m 640 "$tree/fifo"
+    head -c 10001 /dev/urandom >"$tree/file"
+    ln "$tree/file" "$tree/dir/another-name"
+    truncate -s 5M "$tree/holes"
+    printf end >>"$tree/holes"
+    chown 12:34 "$tree/file" "$tree/dir"
+    listing() { (cd "$1" && find . -printf '%P %y %m %U:%G %n\n' | LC_ALL=C sort && stat -c %t:%T device); }
+
+    ours ls "${how[@]}" "$(url | sed 's#/srv$##')" | grep -x /srv
+    ours cp -a "${how[@]}" "$tree" "$(url /)"
+    equal "the files and what was written" "$(host_digest "$tree")" "$(guest_digest /srv/archive)"
+    inside 'cd /srv/archive; set -e
+        test "$(stat -c %i file)" = "$(stat -c %i dir/another-name)"; test "$(stat -c %u:%g dir)" = 12:34; test -p fifo
+        test "$(stat -c %t:%T device)" = 1:3'
+    ours cp -a "${how[@]}" "$(url /archive)" "$scratch/back"
+    equal "the files and what was read" "$(host_digest "$tree")" "$(host_digest "$scratch/back")"
+    equal "types, modes, owners and links" "$(listing "$tree")" "$(listing "$scratch/back")"
+    equal "modes and times" "$(attributes "$tree")" "$(attributes "$scratch/back")"
+    ours cat "${how[@]}" --offset 4095 --length 5003 "$(url /archive/file)" | cmp - <(tail -c +4096 "$tree/file" | head -c 5003)
+    ours stat "${how[@]}" --json "$(url /archive/holes)" | grep 5242883
+    ours rm "${how[@]}" -f "$(url /nothing)"
+    ours rm "${how[@]}" -r "$(url /archive)"
+    inside 'test ! -e /srv/archive'
+    fact bytes $((2 * $(bytes_in "$tree")))
+    undisturbed
+}
+
+scenario nfsd-probe server 'rpcrdma probe on nfsd: all verdicts are those of docs/probe-linux.md' quick
+nfsd_probe() {
+    verdicts() { grep -E '^  (conforms|tolerated|deviates|skipped) ' "$1"; }
+    # It says with its status that something deviates.
+    ours probe --mount-port "$(mount_port)" --timeout 10 --write --hostile "$(url)" | tee "$scratch/report" || true
+    diff <(verdicts "$root/docs/probe-linux.md") <(verdicts "$scratch/report")
+}
 
 scenario nfsd-large server 'our client on nfsd: 48 MiB and an odd byte in WRITEs and READs of 1 MiB, 64 in flight' quick
 nfsd_large() {
@@ -54,6 +99,9 @@ nfsd_large() {
 
 scenario nfsd-credits server 'our client on nfsd: asks for 128 credits, is granted 64, 5,000 NULL with 128 waiting'
 nfsd_credits() {
+    ours probe --only first-grant,later-grants "$(url)" | tee "$scratch/grants"
+    grep -F '64 for the 128 asked for' "$scratch/grants"
+    grep -F 'always 64' "$scratch/grants"
     ours ping -c 5000 -i 0 -d 128 "$(url)" | tee "$scratch/ping" | tail -2
     grep -E '^5,?000 round trips in ' "$scratch/ping"
     undisturbed
@@ -83,10 +131,12 @@ nfsd_first_fpdu() {
     expect "connections" "$(made) == 200"
 }
 
-scenario nfsd-crc-required 'server --append siw.mpa_crc_required=1' 'our client, which would do without, on an nfsd that insists on CRC32c'
+scenario nfsd-crc-required 'server --append siw.mpa_crc_required=1' 'our client on an nfsd whose siw is told to insist on CRC32c, and takes a client that does without'
 nfsd_crc_required() {
     inside 'test "$(cat /sys/module/siw/parameters/mpa_crc_required)" = Y' || skip "this siw cannot insist on CRC32c"
     tree_on_nfsd --crc off
+    # Its client insists (mount-crc); of its server nobody hears.
+    agreed 'no CRC'
 }
 
 need_siw_peer_to_peer() {
