@@ -40,7 +40,7 @@ impl Asked {
 /// What a capture's RPC messages say, over all of its connections.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// How often each procedure was called, as `"NFS3 READ"` or `"100003.4 proc 1"`.
+    /// How often each procedure was called, as `"NFS3 READ"` or `"100003.4 proc 1"`, and how often one was refused.
     pub(crate) calls: BTreeMap<String, usize>,
     /// Bytes that a READ returned and that a WRITE of the capture had put there.
     pub(crate) compared: u64,
@@ -157,6 +157,8 @@ pub(crate) fn check_reply(message: &[u8], chunks: &[Chunk<'_>], asked: &Asked, s
         Err(fault) => {
             fault.reply(reply.xid, &mut w);
             assert_eq!(w.as_slice(), message);
+            let Asked { prog, vers, proc, .. } = asked;
+            seen.count(format!("{prog}.{vers} proc {proc}, answered {fault:?}"));
             return;
         }
     }
