@@ -69,9 +69,10 @@ struct Known {
     belief: Duration,
     /// The last ctime seen.
     seen: Option<WccAttr>,
-    /// For a directory: changes of its entries that are under way, and how many have begun.
+    /// For a directory: changes of its entries that are under way, and how often one has begun or other attributes were
+    /// seen.
     changing: usize,
-    begun: u64,
+    events: u64,
     /// What the last change of its entries has left, and when it was answered; see [`Inode::take_left`].
     left: Option<(Attributes, Instant)>,
 }
@@ -79,7 +80,7 @@ struct Known {
 /// A change of a directory's entries that is under way.
 pub(crate) struct Change<'a> {
     dir: &'a Inode,
-    /// How many had begun with this one, if no other was under way.
+    /// [`Known::events`] when it began, if no other was under way.
     alone: Option<u64>,
 }
 
@@ -87,8 +88,8 @@ impl Change<'_> {
     /// The change is over and has left the directory like this. After one that is dropped instead, nothing is known.
     pub(crate) fn left(self, after: Option<&Attributes>) {
         let mut known = lock(&self.dir.known);
-        // Of changes at the same time nobody knows whose attributes are the last.
-        known.left = after.filter(|_| self.alone == Some(known.begun)).map(|after| (*after, Instant::now()));
+        // Of Calls at the same time nobody knows whose attributes are the last.
+        known.left = after.filter(|_| self.alone == Some(known.events)).map(|after| (*after, Instant::now()));
     }
 }
 
@@ -120,6 +121,7 @@ impl Inode {
     ) -> (Duration, bool) {
         let mut known = lock(&self.known);
         known.left = None;
+        known.events += 1;
         let now = Instant::now();
         let wcc = attributes.wcc();
         if known.seen != Some(wcc) {
@@ -157,9 +159,9 @@ impl Inode {
     pub(crate) fn begin_change(&self) -> Change<'_> {
         let mut known = lock(&self.known);
         known.changing += 1;
-        known.begun += 1;
+        known.events += 1;
         known.left = None;
-        Change { dir: self, alone: (known.changing == 1).then_some(known.begun) }
+        Change { dir: self, alone: (known.changing == 1).then_some(known.events) }
     }
 
     /// The attributes that a change of this directory's entries has left, and how old they are. The kernel forgets a
@@ -342,8 +344,14 @@ mod tests {
     #[test]
     fn other_attributes_are_newer_than_what_a_change_has_left() {
         let (dir, attributes) = dir();
+        let cache = CacheTime { min: Duration::ZERO, max: Duration::ZERO };
         dir.begin_change().left(Some(&attributes));
-        dir.observe(&attributes, None, CacheTime { min: Duration::ZERO, max: Duration::ZERO });
+        dir.observe(&attributes, None, cache);
+        assert_eq!(dir.take_left(), None);
+        // Such as those of a SETATTR that is answered first.
+        let change = dir.begin_change();
+        dir.observe(&attributes, None, cache);
+        change.left(Some(&attributes));
         assert_eq!(dir.take_left(), None);
     }
 }
