@@ -198,19 +198,18 @@ pub fn resets() -> impl Iterator<Item = Fault> {
     })
 }
 
-/// Two resets in every place of a run with so many steps: the second one anywhere behind the first, also while that is
-/// still being dealt with, and in one of the ways in which it can come.
-pub fn pairs(steps: u64) -> impl Iterator<Item = Cuts> {
+/// Two resets in every place of a run that has so many steps while nothing breaks, each in every way: the second one
+/// anywhere behind the first, also while that is still being dealt with. `length` says how many steps the run has with the
+/// first cut, which costs some.
+pub fn pairs(steps: u64, length: impl Fn(&Cuts) -> u64) -> impl Iterator<Item = Cuts> {
     let ways: Vec<Fault> = resets().collect();
-    (1..=steps).flat_map(move |first| {
+    let firsts = (1..=steps).flat_map(|step| resets().map(move |way| (step, way)));
+    firsts.flat_map(move |first| {
         let ways = ways.clone();
-        // A run is longer by what the first cut costs.
-        (first + 1..=steps + 20).flat_map(move |second| {
-            let ways = ways.clone();
-            (0..ways.len()).map(move |nth| {
-                let after = ways[(nth * 3 + (first + second) as usize) % ways.len()];
-                Cuts::new([(first, ways[nth]), (second, after)])
-            })
+        let end = length(&Cuts::new([first]));
+        (first.0 + 1..=end).flat_map(move |second| {
+            let cuts = |way: &Fault| Cuts::new([first, (second, *way)]);
+            ways.iter().map(cuts).collect::<Vec<_>>()
         })
     })
 }
@@ -332,6 +331,19 @@ mod tests {
             let error = cuts(text).expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn pairs_of_cuts_reach_from_the_first_step_to_the_last_one_of_the_longer_run() {
+        // The first cut costs three steps.
+        let all: Vec<String> = pairs(4, |_| 7).map(|cuts| cuts.to_string()).collect();
+        assert_eq!(all.len(), (6 + 5 + 4 + 3) * 8 * 8);
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
+        assert_eq!(all.first().map(String::as_str), Some("1=reset:client,2=reset:client"));
+        assert_eq!(
+            all.last().map(String::as_str),
+            Some("4=reset:server:drop:after,7=reset:server:drop:after")
+        );
     }
 
     #[test]

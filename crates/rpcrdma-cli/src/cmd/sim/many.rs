@@ -94,7 +94,8 @@ pub(super) fn cuts(sim: &Sim, spec: &Spec, count: usize) -> Outcome {
     let plans: Vec<Cuts> = if count == 1 {
         (1..=steps).flat_map(|step| resets().map(move |fault| Cuts::new([(step, fault)]))).collect()
     } else {
-        pairs(steps).collect()
+        let length = |cuts: &Cuts| Spec { cuts: Some(cuts.clone()), ..spec.clone() }.run(Keep::Nothing).steps;
+        pairs(steps, length).collect()
     };
     let title = format!(
         "{} of the {} steps of seed {}: {} work in a {} world",
