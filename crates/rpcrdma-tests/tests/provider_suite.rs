@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     net::IpAddr,
+    sync::atomic::{AtomicU16, Ordering},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -15,6 +16,7 @@ use std::{
 use rpcrdma_fabric::{
     Access, Answer, Completion, ConnectError, Connector, Exposed, Listener, Lost, Op, QpLimits, QueuePair,
     Region, RejectReason, RemoteSegment, RemoteSegments, Shutdown, Stag, Start, Work,
+    sim::{Face, NoFaults, Profile, Sim},
 };
 
 /// Makes both sides of a transport. The listener listens where the connector can reach it.
@@ -131,6 +133,64 @@ fn verbs(change: impl FnOnce(&mut rpcrdma_verbs::Config)) -> Verbs {
 suite!(verbs, crate::verbs(|_| ()));
 suite!(verbs_without_windows, crate::verbs(|c| c.windows = false));
 suite!(verbs_spinning, crate::verbs(|c| c.spin = Some(std::time::Duration::from_micros(30))));
+
+/// The simulated fabric, which has to be a provider like the others, or what is shown on it says nothing of them.
+struct Simulated {
+    sim: Sim,
+    port: AtomicU16,
+}
+
+impl Provider for Simulated {
+    fn listener(&self) -> Box<dyn Listener> {
+        let port = self.port.fetch_add(1, Ordering::Relaxed);
+        Box::new(self.sim.listen(([10, 0, 0, 1], port).into()))
+    }
+
+    fn connector(&self) -> Box<dyn Connector> {
+        Box::new(self.sim.connector(IpAddr::from([10, 0, 1, 1])))
+    }
+}
+
+/// A world whose time is that of the test's runtime, which lets its steps happen.
+fn simulated(change: impl FnOnce(&mut Profile)) -> Simulated {
+    let mut profile = Profile::default();
+    change(&mut profile);
+    let epoch = tokio::time::Instant::now();
+    let sim = Sim::new(7, profile, Box::new(move || epoch.elapsed()), Box::new(NoFaults), None);
+    let world = sim.clone();
+    tokio::spawn(async move {
+        loop {
+            if world.step() {
+                // Whoever was woken by that gets a turn.
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    Simulated { sim, port: AtomicU16::new(1) }
+}
+
+suite!(simulated_iwarp, crate::simulated(|_| ()));
+suite!(
+    simulated_infiniband,
+    crate::simulated(|p| {
+        p.face = crate::Face::InfiniBand { rnr_retry: 3, rnr_timer: 1 };
+        p.late_ready = true;
+        p.remote_invalidation = false;
+    })
+);
+suite!(
+    simulated_slow,
+    crate::simulated(|p| {
+        p.batch = 1;
+        p.fragment = 1000;
+        p.completion = 0..=20;
+        p.laggard = (3, 30);
+        p.notification = (4, 10);
+        p.flush = 0..=10;
+    })
+);
 
 /// A test that makes no progress fails and does not hang.
 async fn in_time(test: impl Future<Output = ()>) {

@@ -8,13 +8,16 @@
 //!
 //! # What is modelled
 //! * Reliable connections: in each direction everything arrives in order, or the connection breaks. Delays are drawn for
-//!   each packet; slow links add to them with size.
+//!   each packet; slow links add to them with size. A packet that is lost and sent again is one that takes long; one that
+//!   is lost for good is a reset or silence.
 //! * Receives are consumed in order. A message without a Receive is fatal at once on an iWARP-like fabric; on an
 //!   InfiniBand-like one it is tried again `rnr_retry` times, or forever if that is 7 ([`Face`]).
 //! * Memory is reached by STag, inside its bounds, with its right, until it is invalidated, and never on another
 //!   connection. Whoever asks for more loses the connection.
 //! * Completions of Sends are late, now and then very late, and come in whatever order relative to Receives. A dying
-//!   queue pair may still take work, first reports what it had completed, and flushes its queues in either order.
+//!   queue pair may still take work, first reports what it had completed, and flushes its queues in either order. Each
+//!   piece comes back once: a second completion of it could not give its memory back again, so what devices flush twice
+//!   ends in their providers.
 //! * Queues, exposed regions and RDMA Reads (IRD, ORD) are limited, and what a queue pair starts with beyond its limit is
 //!   not posted; registration may fail.
 //!
