@@ -3,15 +3,22 @@
 //! It reads the bytes of every message itself and keeps its own accounts, so that it finds what the accounts of client
 //! and server have wrong. What it checks, after every event:
 //!
-//! * Calls outstanding are within the smaller of what was asked for and granted, and at most one before the first Reply
-//!   of a connection (RFC 8166 section 3.3.3).
+//! * Calls outstanding are within the smaller of what was asked for and granted (RFC 8166 section 3.3.1), and at most one
+//!   before the first Reply of a connection (section 3.3.3).
 //! * A Receive is posted at the client for every Call whose Reply has not arrived (section 3.3.1).
-//! * Receives posted at the server and Calls in its hands cover the largest grant that it has sent.
-//! * An XID is used once on a connection, and stands for the same RPC message on every other (section 4.5).
-//! * Every Call that the server answers is one that it holds: it is answered once.
-//! * No message finds itself without a Receive, and no memory is touched that is not exposed.
-//! * The memory that a Call names is exposed when the Call leaves, for its bytes.
-//! * No connection is lost unless something broke.
+//! * Receives posted at the server and Calls in its hands cover the largest grant that it has sent, and no grant is 0
+//!   (section 3.3.1).
+//! * An XID is used once on a connection, and stands for the same RPC message on every other (sections 4.2.1 and 4.5).
+//! * Every Call that the server answers is one that it holds: it is answered once (section 4.2.1).
+//! * No message finds itself without a Receive (section 3.3.1), and no memory is touched that is not exposed (section 4.4).
+//! * The memory that a Call names is exposed when the Call leaves, for exactly these bytes, and only to be read, if they are
+//!   its arguments, or only to be written (section 4.4).
+//! * No connection is lost unless something broke ("The bug that cannot be written" in ARCHITECTURE.md).
+//!
+//! What takes more than the fabric to see is checked by [`crate::rig`] and [`crate::workload`], at the end of each
+//! operation or of the run: every Call ends, once ("Every Call ends once" in ARCHITECTURE.md) and with the right bytes;
+//! what must not be repeated is executed once; nothing is exposed when no operation is under way (section 4.4.1); nothing
+//! waits for ever once the network is whole; and what connections held is given back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +28,7 @@ use std::{
 
 use rpcrdma::{
     fabric::{
-        Completion, Lost, Shutdown, Stag,
+        Access, Completion, Lost, Shutdown, Stag,
         sim::{ConnId, Event, EventKind, Side, View, What},
     },
     proto::rpcrdma::{Body, ChunkLists, Header, Limits, ReadChunk, Segment, Xid},
@@ -58,6 +65,8 @@ pub struct Account {
     gone: [bool; 2],
     /// Regions exposed by the client.
     pub exposed: usize,
+    /// What the peer can reach of them: first byte, length, and for what.
+    reach: BTreeMap<Stag, (u64, u32, Access)>,
 }
 
 impl Account {
@@ -65,6 +74,15 @@ impl Account {
     #[must_use]
     pub fn window(&self) -> usize {
         self.granted.map_or(1, |g| g.clamp(1, self.requested.max(1))) as usize
+    }
+
+    /// A segment of a Call that is not what is exposed under its tag.
+    fn not_as_named<'a>(&self, lists: &'a ChunkLists) -> Option<&'a Segment> {
+        let arguments = lists.read.iter().map(|read| (&read.segment, Access::RemoteRead));
+        let results = lists.write.iter().chain(&lists.reply).flatten().map(|s| (s, Access::RemoteWrite));
+        let exact =
+            |s: &Segment, access| self.reach.get(&Stag(s.handle)) == Some(&(s.offset, s.length, access));
+        arguments.chain(results).find(|(s, access)| !exact(s, *access)).map(|(s, _)| s)
     }
 }
 
@@ -166,6 +184,12 @@ impl Checker {
                 Side::Passive if server => self.reply_posted(conn, bytes),
                 _ => {}
             },
+            EventKind::Exposed { stag, offset, len, access } if event.side == Side::Active => {
+                account.reach.insert(*stag, (*offset, *len, *access));
+            }
+            EventKind::Reclaimed { stag, .. } if event.side == Side::Active => {
+                account.reach.remove(stag);
+            }
             EventKind::Arrived { bytes } => self.arrived(conn, event.side, bytes),
             EventKind::Handed(Completion::Received { buf, len, .. }) if event.side == Side::Active => {
                 self.reply_handed(conn, buf.get(..*len).unwrap_or_default());
@@ -231,6 +255,7 @@ impl Checker {
             Err(why) => return self.fail(format!("connection {conn}: Call {xid}: {why}")),
         };
         let Some(account) = self.conns.get_mut(&conn) else { return };
+        let wrong = header.body.lists().and_then(|lists| account.not_as_named(lists));
         let again = !account.sent.insert(xid);
         account.requested = header.credit.0;
         account.outstanding.insert(xid);
@@ -239,6 +264,12 @@ impl Checker {
         let window = account.window();
         let granted = account.granted;
         let requested = account.requested;
+        if let Some(segment) = wrong {
+            self.fail(format!(
+                "connection {conn}: Call {xid} names {segment:?}, and the peer can reach other bytes, or more, or not \
+                 for that (RFC 8166 section 4.4)"
+            ));
+        }
         if again {
             self.fail(format!(
                 "connection {conn}: XID {xid} was sent twice on a connection that lives (RFC 8166 section 4.5)"

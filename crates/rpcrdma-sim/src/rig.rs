@@ -161,7 +161,11 @@ impl Scenario {
             refusal: rng.random_range(0..=5),
         };
         it.faults = Box::new(Dice::new(rng.random(), one_in, left, kinds));
-        it.plan = format!("at most {left} faults, one step in {one_in}, {kinds:?}");
+        let Kinds { reset, silence, remove, refusal } = kinds;
+        it.plan = format!(
+            "at most {left} faults, one step in {one_in}: resets to silence to removals to refusals as \
+             {reset} to {silence} to {remove} to {refusal}"
+        );
         it
     }
 }
@@ -290,7 +294,7 @@ impl World {
                 let exposed = c.exposed();
                 if exposed > 0 {
                     c.fail(format!(
-                        "{exposed} regions are exposed although every Call has ended (RFC 8166 section 3.4)"
+                        "{exposed} regions are exposed although every Call has ended (RFC 8166 section 4.4.1)"
                     ));
                 }
             });
