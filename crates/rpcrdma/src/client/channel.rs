@@ -15,7 +15,7 @@
 //! time is up (if it has any), or when the channel is closed.
 //!
 //! # Limits
-//! The number of Calls in a channel is bounded; further callers wait their turn. In steady state nothing is allocated:
+//! The number of Calls in a channel is bounded; further callers wait their turn, for as long as a Call may take. In steady state nothing is allocated:
 //! slots and message buffers are used again.
 
 use std::{
@@ -37,7 +37,12 @@ use rpcrdma_proto::{
     xdr::{Hole, Writer},
 };
 use slab::Slab;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+
+use crate::metrics::ClientMetrics;
 
 /// A Call on its way out.
 #[derive(Debug)]
@@ -129,6 +134,14 @@ impl std::error::Error for CallError {}
 #[derive(Clone)]
 pub(crate) struct Channel {
     shared: Arc<Shared>,
+    patience: Option<Patience>,
+}
+
+/// How long callers wait, and where it is counted that it was not enough.
+#[derive(Clone)]
+struct Patience {
+    after: Duration,
+    metrics: Arc<ClientMetrics>,
 }
 
 struct Shared {
@@ -165,6 +178,9 @@ enum SlotStage {
 pub(crate) struct NewCall {
     pub(crate) call: Call,
     pub(crate) xid: Xid,
+    /// When the caller asked for it, which is when its time begins.
+    pub(crate) asked: Instant,
+    /// When there was room for it.
     pub(crate) since: Instant,
 }
 
@@ -203,10 +219,16 @@ pub(crate) fn channel(room: usize, xids: Xids) -> (Channel, Inbox) {
     let state =
         State { slots: Slab::with_capacity(room), queue: VecDeque::with_capacity(room), ..State::default() };
     let shared = Arc::new(Shared { state: Mutex::new(state), room: Semaphore::new(room), xids });
-    (Channel { shared: Arc::clone(&shared) }, Inbox { shared, wake: Vec::new() })
+    (Channel { shared: Arc::clone(&shared), patience: None }, Inbox { shared, wake: Vec::new() })
 }
 
 impl Channel {
+    /// A channel whose callers wait for a place no longer than they would wait for a Reply.
+    pub(crate) fn with_patience(self, give_up: Option<Duration>, metrics: &Arc<ClientMetrics>) -> Self {
+        let patience = give_up.map(|after| Patience { after, metrics: Arc::clone(metrics) });
+        Self { patience, ..self }
+    }
+
     /// An empty message buffer.
     pub(crate) fn writer(&self) -> Writer {
         Writer::reuse(self.shared.state().buffers.pop().unwrap_or_default())
@@ -219,17 +241,30 @@ impl Channel {
 
     /// Carries a Call to its end.
     pub(crate) async fn call(&self, call: Call) -> Finished {
-        match self.shared.room.acquire().await {
+        let asked = Instant::now();
+        let place = self.shared.room.acquire();
+        let place = match &self.patience {
+            None => place.await,
+            Some(Patience { after, metrics }) => match timeout_at(asked + *after, place).await {
+                Ok(place) => place,
+                Err(_) => {
+                    metrics.timed_out.add(1);
+                    let last = "there was no room for it".to_owned();
+                    return unsent(call, CallError::TimedOut { after: *after, last });
+                }
+            },
+        };
+        match place {
             // The place is given back when the slot is emptied, not when this future is dropped.
             Ok(place) => place.forget(),
-            Err(_) => return closed(call),
+            Err(_) => return unsent(call, CallError::Closed),
         }
         let slot = {
             let mut state = self.shared.state();
             if state.closed {
-                return closed(call);
+                return unsent(call, CallError::Closed);
             }
-            let new = NewCall { call, xid: self.shared.xids.next(), since: Instant::now() };
+            let new = NewCall { call, xid: self.shared.xids.next(), asked, since: Instant::now() };
             let slot = state.slots.insert(Slot { stage: SlotStage::Queued(new), waker: None });
             state.queue.push_back(slot);
             let task = state.task.take();
@@ -256,8 +291,8 @@ impl Channel {
     }
 }
 
-fn closed(call: Call) -> Finished {
-    Finished { outcome: Err(CallError::Closed), argument: call.argument, result: call.result }
+fn unsent(call: Call, why: CallError) -> Finished {
+    Finished { outcome: Err(why), argument: call.argument, result: call.result }
 }
 
 /// A caller that waits for its Call.

@@ -168,7 +168,7 @@ impl Mount {
         let seed = config.rdma.seed;
         let xids = seed.map_or_else(Xids::of_process, |seed| Xids::starting_at(seed as u32));
         for nth in 0..config.nconnect.clamp(1, 64) as u64 {
-            let calls = config.calls;
+            let (calls, give_up) = (config.calls, config.rdma.give_up);
             let (channel, inbox) = channel(calls, xids.clone());
             let config = RdmaConfig { seed: seed.map(|seed| seed.wrapping_add(nth)), ..config.rdma.clone() }
                 .within_give_up();
@@ -204,7 +204,7 @@ impl Mount {
                     tokio::spawn(tcp::run(config, link, inbox, Some((route, first)), Arc::clone(&metrics)));
                 }
             }
-            channels.0.push(channel);
+            channels.0.push(channel.with_patience(give_up, &metrics));
         }
         let inner = Inner {
             wires: Arc::new(Wires { channels, next: AtomicUsize::new(0) }),

@@ -227,7 +227,7 @@ struct Active {
     /// Its key in the channel.
     key: usize,
     xid: Xid,
-    since: Instant,
+    asked: Instant,
     /// Transmissions so far.
     sent: u32,
     call: Call,
@@ -264,14 +264,14 @@ enum Outcome {
 
 impl Calls {
     fn take(&mut self, key: usize, new: NewCall) {
-        let NewCall { mut call, xid, since } = new;
+        let NewCall { mut call, xid, asked, .. } = new;
         if let Some(word) = call.message.first_chunk_mut() {
             *word = xid.0.to_be_bytes();
         }
         let active = Active {
             key,
             xid,
-            since,
+            asked,
             sent: 0,
             call,
             exposures: SmallVec::new(),
@@ -309,7 +309,7 @@ impl Calls {
             let Some(active) = self.active.get(index) else { return false };
             let error = match give_up {
                 _ if inbox.is_orphan(active.key) => CallError::Closed,
-                Some(after) if now.duration_since(active.since) >= after => {
+                Some(after) if now.duration_since(active.asked) >= after => {
                     dialer.metrics.timed_out.add(1);
                     CallError::TimedOut { after, last: last.to_string() }
                 }
@@ -321,9 +321,9 @@ impl Calls {
         self.waiting = waiting;
     }
 
-    /// When the first Call was taken that has not ended.
+    /// When the first Call was asked for that has not ended.
     fn eldest(&self) -> Option<Instant> {
-        self.active.iter().map(|(_, active)| active.since).min()
+        self.active.iter().map(|(_, active)| active.asked).min()
     }
 
     fn end_all(&mut self) {
@@ -575,7 +575,7 @@ impl Connection {
     /// Cuts the connection if a Call has waited too long for its Reply, and ends those that may not be tried any longer.
     fn check_silence(&mut self, cx: &mut Context<'_>, dialer: &Dialer, inbox: &Inbox, calls: &mut Calls) {
         let RdmaConfig { call_timeout, give_up, .. } = dialer.config;
-        let time_is_up = |calls: &Calls| calls.eldest().zip(give_up).map(|(since, after)| since + after);
+        let time_is_up = |calls: &Calls| calls.eldest().zip(give_up).map(|(asked, after)| asked + after);
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let silence = self.waits(dialer).map_or(now + call_timeout, |waits| waits.due(call_timeout));

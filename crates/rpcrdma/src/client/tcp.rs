@@ -172,6 +172,7 @@ struct Active {
     /// Its key in the channel.
     key: usize,
     xid: Xid,
+    asked: Instant,
     since: Instant,
     /// Its place in the order in which Calls came.
     order: u64,
@@ -194,14 +195,15 @@ impl Active {
 
 impl Calls {
     fn take(&mut self, key: usize, new: NewCall) {
-        let NewCall { mut call, xid, since } = new;
+        let NewCall { mut call, xid, asked, since } = new;
         if let Some(word) = call.message.first_chunk_mut() {
             *word = xid.0.to_be_bytes();
         }
         let marked = stream::mark(&call.message, call.hole);
         let (mark, len) = marked.unwrap_or_default();
         self.taken += 1;
-        let active = Active { key, xid, since, order: self.taken, sent: 0, sent_at: since, call, mark, len };
+        let active =
+            Active { key, xid, asked, since, order: self.taken, sent: 0, sent_at: since, call, mark, len };
         let sound = marked.is_some() && active.pieces().is_some();
         let index = self.active.insert(active);
         if sound {
@@ -255,7 +257,7 @@ impl Calls {
     fn expire(&mut self, config: &RdmaConfig, last: &dyn fmt::Display, metrics: &ClientMetrics) {
         let Some(after) = config.give_up else { return };
         let (now, active) = (Instant::now(), &self.active);
-        let late = |i: &usize| active.get(*i).is_some_and(|a| now.duration_since(a.since) >= after);
+        let late = |i: &usize| active.get(*i).is_some_and(|a| now.duration_since(a.asked) >= after);
         let (late, waiting) = self.waiting.drain(..).partition::<VecDeque<_>, _>(late);
         self.waiting = waiting;
         for index in late {
@@ -614,8 +616,8 @@ impl<'a> Connection<'a> {
             if silence <= now {
                 return Poll::Ready(Lost::Silent(call_timeout));
             }
-            let eldest = calls.active.iter().map(|(_, active)| active.since).min();
-            let up = eldest.zip(give_up).map(|(since, after)| (since + after, after));
+            let eldest = calls.active.iter().map(|(_, active)| active.asked).min();
+            let up = eldest.zip(give_up).map(|(asked, after)| (asked + after, after));
             if let Some((up, after)) = up
                 && up <= now
             {

@@ -90,6 +90,33 @@ async fn a_call_that_is_not_wanted_any_more_is_not_sent_and_others_are() {
     assert_eq!(channel.free(), 3);
 }
 
+/// The time of a Call begins when it is asked for, whether there is room for it or not.
+#[tokio::test(start_paused = true)]
+async fn a_full_channel_is_not_waited_for_longer_than_a_reply() {
+    let metrics = Arc::default();
+    let (channel, mut inbox) = channel(1, Xids::starting_at(7));
+    let channel = channel.with_patience(Some(Duration::from_secs(90)), &metrics);
+    let begun = Instant::now();
+    let first = begin(&channel, 1).await;
+    let result = Some(Region::alloc(8));
+    let late = channel.call(Call { result, ..call(2) }).await;
+    assert_eq!(begun.elapsed().as_secs(), 90);
+    assert!(matches!(late.outcome, Err(CallError::TimedOut { .. })) && late.result.is_some());
+    assert_eq!(metrics.timed_out.get(), 1);
+    let asked = Instant::now();
+    let next = begin(&channel, 3).await;
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let (_, new) = turn(&mut inbox, &mut Vec::new());
+    turn(&mut inbox, &mut vec![end(new[0].0, Vec::new())]);
+    assert!(first.await.unwrap().outcome.is_ok());
+    yield_now().await;
+    let (_, new) = turn(&mut inbox, &mut Vec::new());
+    assert_eq!(new[0].1.asked, asked, "a minute of its time is over");
+    turn(&mut inbox, &mut vec![end(new[0].0, Vec::new())]);
+    assert!(next.await.unwrap().outcome.is_ok());
+    assert_eq!((channel.free(), metrics.timed_out.get()), (1, 1));
+}
+
 /// Whoever waits when the task is gone does not wait for ever, whether the Call was taken or not.
 #[tokio::test]
 async fn calls_end_with_the_task() {
