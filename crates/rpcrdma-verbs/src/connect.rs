@@ -247,16 +247,7 @@ pub(crate) fn make(
     };
     let transport = format!("{}, {}, {}", transport(device), device.name, protection(device, config));
     let peer = Peer { remote_invalidation: windows, transport, ..peer };
-    let mut made = Made {
-        qp,
-        recvs: posted,
-        peer,
-        limits,
-        windows,
-        own_domain: kind == DomainKind::Own,
-        spin: config.spin,
-        nudge: false,
-    };
+    let mut made = Made { qp, recvs: posted, peer, limits, windows, spin: config.spin, nudge: false };
     made.post_receives()?;
     Ok(made)
 }

@@ -1,6 +1,6 @@
 //! What RDMA devices there are, for people.
 
-use std::{fmt, io, path::Path};
+use std::{fmt, io, net::IpAddr, path::Path};
 
 use crate::{
     Unavailable,
@@ -72,6 +72,8 @@ pub struct DeviceInfo {
     pub transport: Transport,
     /// The network interface of its first port, if it has one.
     pub interface: Option<String>,
+    /// The addresses of the interface: IPv4 before IPv6, and without those that only the link knows.
+    pub addresses: Vec<IpAddr>,
     /// Its limits, if it could be opened.
     pub limits: Option<DeviceLimits>,
     /// Why it cannot be used, if so.
@@ -132,13 +134,14 @@ fn describe(device: sys::ListedDevice, no_manager: Option<String>) -> DeviceInfo
     let sys::ListedDevice { name, transport, opened } = device;
     let iwarp = transport == verbs::TRANSPORT_IWARP;
     let interface = interface(&name);
+    let addresses = interface.as_deref().map(sys::addresses).unwrap_or_default();
     let (abilities, ports) = match opened {
         Ok(opened) => opened,
         Err(e) => {
             let link = if interface.is_some() { Link::Ethernet } else { Link::Other };
             let transport = Transport::new(iwarp, link);
             let unusable = Some(format!("it cannot be opened: {e}"));
-            return DeviceInfo { name, transport, interface, limits: None, unusable };
+            return DeviceInfo { name, transport, interface, addresses, limits: None, unusable };
         }
     };
     let connected = iwarp || transport == verbs::TRANSPORT_IB;
@@ -161,7 +164,7 @@ fn describe(device: sys::ListedDevice, no_manager: Option<String>) -> DeviceInfo
         protection: if abilities.windows { Protection::Windows } else { Protection::Registration },
     };
     let transport = if connected { Transport::new(iwarp, link) } else { Transport::Other };
-    DeviceInfo { name, transport, interface, limits: Some(limits), unusable }
+    DeviceInfo { name, transport, interface, addresses, limits: Some(limits), unusable }
 }
 
 /// The network interface of a device's first port.

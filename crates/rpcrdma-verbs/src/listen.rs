@@ -3,18 +3,23 @@
 //! # Operation
 //! Requests arrive on the listener's channel. One that is accepted moves to a channel of its own, gets a queue pair with its
 //! Receives posted, and is answered; the connection begins when the peer confirms.
+//!
+//! # When it breaks
+//! If the device goes away, the listener looks for one with its address every second, and listens again where it was.
 
 use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use rpcrdma_fabric::{
     Answer, BoxFuture, BoxQueuePair, ConnectError, Decide, Listener as Seam, Peer, Request, Start,
 };
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 
 use crate::{
     Config,
@@ -24,12 +29,22 @@ use crate::{
     sys::{Channel, Device, Event, Happened, Id, Offer},
 };
 
+/// Where requests arrive.
+enum Place {
+    Listening(Id),
+    /// The device has gone; when to look for another.
+    Gone(Pin<Box<Sleep>>),
+}
+
 /// Requests that the kernel keeps before we look.
 const BACKLOG: i32 = 1024;
 
+/// How often to look for a device in the place of one that has gone.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Takes connections from RNICs.
 pub struct Listener {
-    id: Id,
+    place: Place,
     local: SocketAddr,
     config: Config,
 }
@@ -41,18 +56,23 @@ impl Listener {
     /// # Errors
     /// If this machine has no verbs, no device has the address, or the port is taken.
     pub fn bind(addr: SocketAddr, config: Config) -> io::Result<Self> {
-        let lib = Lib::get()?;
-        let mut id = Id::new(&Arc::new(open_channel(lib)?))?;
-        id.bind(addr).map_err(|e| match e.raw_os_error() {
-            Some(libc::ENODEV | libc::EADDRNOTAVAIL) => {
-                io::Error::new(e.kind(), format!("no RDMA device has the address {}: {e}", addr.ip()))
-            }
-            _ => e,
-        })?;
-        id.listen(BACKLOG)?;
+        let id = listen(addr)?;
         let local = id.local_addr().ok_or(ErrorKind::AddrNotAvailable)?;
-        Ok(Self { id, local, config })
+        Ok(Self { place: Place::Listening(id), local, config })
     }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<Id> {
+    let lib = Lib::get()?;
+    let mut id = Id::new(&Arc::new(open_channel(lib)?))?;
+    id.bind(addr).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENODEV | libc::EADDRNOTAVAIL) => {
+            io::Error::new(e.kind(), format!("no RDMA device has the address {}: {e}", addr.ip()))
+        }
+        _ => e,
+    })?;
+    id.listen(BACKLOG)?;
+    Ok(id)
 }
 
 impl Seam for Listener {
@@ -62,17 +82,40 @@ impl Seam for Listener {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Box<dyn Request>>> {
         loop {
-            let event = ready!(self.id.channel().poll_event(cx))?;
-            match event {
-                Event { what: Happened::Asked, asker: Some(id), private_data, .. } => {
+            let id = match &mut self.place {
+                Place::Listening(id) => id,
+                Place::Gone(timer) => {
+                    ready!(timer.as_mut().poll(cx));
+                    self.place = match listen(self.local) {
+                        Ok(id) => {
+                            tracing::info!(local = %self.local, "listening again on an RDMA device");
+                            Place::Listening(id)
+                        }
+                        Err(error) => {
+                            tracing::debug!(local = %self.local, %error, "not listening");
+                            Place::Gone(Box::pin(sleep(AGAIN)))
+                        }
+                    };
+                    continue;
+                }
+            };
+            match ready!(id.channel().poll_event(cx))? {
+                Event {
+                    what: Happened::Asked,
+                    asker: Some(id),
+                    private_data,
+                    responder_resources,
+                    initiator_depth,
+                    ..
+                } => {
                     let Some(peer) = id.peer_addr() else { continue };
-                    let asked = (event.responder_resources, event.initiator_depth);
+                    let asked = (responder_resources, initiator_depth);
                     let config = self.config.clone();
                     return Poll::Ready(Ok(Box::new(VerbsRequest { id, peer, private_data, asked, config })));
                 }
-                Event { what: Happened::DeviceRemoved, .. } => {
-                    let gone = "the RDMA device has gone";
-                    return Poll::Ready(Err(io::Error::new(ErrorKind::NotConnected, gone)));
+                Event { what: Happened::DeviceRemoved | Happened::AddressChanged, .. } => {
+                    tracing::warn!(local = %self.local, "the RDMA device has gone, and nobody can connect until it is back");
+                    self.place = Place::Gone(Box::pin(sleep(AGAIN)));
                 }
                 // A peer that gave up before it was answered.
                 _ => {}

@@ -2,9 +2,10 @@
 //!
 //! # Operation
 //! Posting and exposing put work into a queue here. `poll` posts it, Receives first, in chains of up to 32 requests with
-//! one call each, of which only the last is signalled, and Reads; then it takes completions until there are none, asks the
-//! device for an event, looks once more, and waits for the completion channel and the connection manager. An exposure
-//! through a window is a request too and precedes the Send that tells the peer about it, in the same chain.
+//! one call each, of which only the last is signalled, and Reads, and what Linux's siw would otherwise lend to TCP; then it
+//! takes completions until there are none, asks the device for an event, looks once more, and waits for the completion
+//! channel and the connection manager. An exposure through a window is a request too and precedes the Send that tells the
+//! peer about it, in the same chain.
 //!
 //! # Who owns which memory
 //! Receives, work and exposures are in one of three places: `recvs`, `pending` with `ledger`, and `exposures`. They leave
@@ -42,7 +43,7 @@ use crate::{
     devices::registration_failed,
     ffi::verbs::{self, Wc, status},
     ledger::Ledger,
-    sys::{BlockMr, Domain, Event, Happened, Id, Mr, Qp, Request, Rights, Window, status_text},
+    sys::{BlockMr, Domain, Event, Happened, Id, Mr, Qp, Request, Rights, Trouble, Window, status_text},
 };
 
 /// Work requests that one call posts, and completions that one call takes.
@@ -81,6 +82,18 @@ struct Posting {
     posted: usize,
 }
 
+/// How the device wants its requests.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// The longest message.
+    longest: u32,
+    can_invalidate: bool,
+    /// The longest message that a request can carry in itself.
+    inline_max: u32,
+    /// As in the device's `Abilities`.
+    lent_from: Option<u32>,
+}
+
 /// What the device is doing.
 enum UnderWay {
     Bare,
@@ -113,8 +126,6 @@ pub(crate) struct Made {
     pub(crate) peer: Peer,
     pub(crate) limits: QpLimits,
     pub(crate) windows: bool,
-    /// The domain is this connection's own.
-    pub(crate) own_domain: bool,
     pub(crate) spin: Option<Duration>,
     /// The peer's provider may overlook what comes too early.
     pub(crate) nudge: bool,
@@ -125,7 +136,6 @@ pub(crate) struct VerbsQueuePair {
     /// `None` once the connection is over.
     qp: Option<Qp>,
     domain: Arc<Domain>,
-    own_domain: bool,
     use_windows: bool,
     limits: QpLimits,
     peer: Peer,
@@ -180,7 +190,8 @@ fn post_receives(
             .map(|(buf, lkey)| (buf.as_ptr() as u64, u32::try_from(buf.len()).unwrap_or(u32::MAX), *lkey))
             .collect();
         // SAFETY: the regions are in `recvs`, which they leave only when the device says that they are filled or after the
-        // queue pair is destroyed; a region keeps its block, and the block its registration.
+        // queue pair is destroyed; a region keeps its block, and the block its registration, as long as there is this queue
+        // pair.
         unsafe { qp.post_recv(RECEIVE | (done + *posted as u64), &batch) }?;
         *posted += batch.len();
     }
@@ -197,13 +208,12 @@ impl Made {
 impl VerbsQueuePair {
     /// A connection whose first Receives are posted. Must be called in a tokio runtime.
     pub(crate) fn new(made: Made) -> Self {
-        let Made { qp, recvs, peer, limits, windows, own_domain, spin, nudge } = made;
+        let Made { qp, recvs, peer, limits, windows, spin, nudge } = made;
         let nudge = nudge.then(|| Nudge { timer: Box::pin(sleep(NUDGE.0)), wait: NUDGE.0, left: NUDGE.1 });
         Self {
             domain: Arc::clone(&qp.domain),
             ledger: Ledger::new(qp.cap.max_send_wr),
             qp: Some(qp),
-            own_domain,
             use_windows: windows,
             limits,
             peer,
@@ -282,9 +292,13 @@ impl VerbsQueuePair {
     /// Posts what the Send queue has room for.
     fn post_sends(&mut self) -> io::Result<()> {
         let Some(qp) = &mut self.qp else { return Ok(()) };
-        let longest = self.domain.device().port.max_message.max(1);
-        let can_invalidate = self.domain.device().abilities.iwarp || self.domain.device().abilities.windows;
-        let inline_max = qp.cap.max_inline_data;
+        let device = self.domain.device();
+        let manner = Manner {
+            longest: device.port.max_message.max(1),
+            can_invalidate: device.abilities.iwarp || device.abilities.windows,
+            inline_max: qp.cap.max_inline_data,
+            lent_from: device.abilities.lent_from,
+        };
         while !self.pending.is_empty() {
             let first = self.ledger.next();
             let room = self.ledger.room().min(BATCH);
@@ -302,7 +316,7 @@ impl VerbsQueuePair {
                         self.ledger.push(end + 1, false, UnderWay::Invalidate { tag });
                     }
                     Some(Pending::Work(mut posting)) => {
-                        let request = posting.next(longest, can_invalidate, inline_max);
+                        let request = posting.next(manner);
                         let end = end + u64::from(request.is_some());
                         batch.extend(request);
                         if posting.is_done() {
@@ -321,7 +335,7 @@ impl VerbsQueuePair {
             // SAFETY: the work of these requests is in `ledger` or at the head of `pending`, with its memory, and leaves
             // only when its last request is complete or after the queue pair is destroyed. What a binding opens is in
             // `exposures` until the invalidation is complete or the windows are freed. Windows are owned by this queue
-            // pair. Regions keep their blocks, and blocks their registrations.
+            // pair. Regions keep their blocks, and blocks their registrations, as long as the domain has queue pairs.
             unsafe { qp.post_send(first, &batch) }?;
             self.ledger.posted(batch.len());
         }
@@ -415,9 +429,7 @@ impl VerbsQueuePair {
     /// A request has failed: the connection is over. The first failure that is more than a consequence is the cause.
     fn failed(&mut self, wc: &Wc) {
         if wc.status == status::WR_FLUSH_ERR {
-            if self.reason_timer.is_none() {
-                self.reason_timer = Some(Box::pin(sleep(REASON)));
-            }
+            self.wait_for_reason();
             return;
         }
         let receive = wc.wr_id & RECEIVE != 0;
@@ -460,6 +472,27 @@ impl VerbsQueuePair {
             _ => return,
         };
         self.cause.get_or_insert(cause);
+    }
+
+    /// The device reports that something has failed.
+    fn troubled(&mut self, trouble: Trouble) {
+        match trouble {
+            Trouble::Device => {
+                self.domain.device().remove();
+                self.cause.get_or_insert(Lost::Io(ErrorKind::NotConnected));
+            }
+            Trouble::Port => {
+                self.cause.get_or_insert(Lost::Io(ErrorKind::NetworkDown));
+            }
+            Trouble::Queues => self.wait_for_reason(),
+        }
+    }
+
+    /// It is over, and completions or the connection manager are about to say why.
+    fn wait_for_reason(&mut self) {
+        if self.reason_timer.is_none() {
+            self.reason_timer = Some(Box::pin(sleep(REASON)));
+        }
     }
 
     /// Drives the connection until it waits. `Ready` if there is something to report or others are to have their turn.
@@ -506,6 +539,11 @@ impl VerbsQueuePair {
                 && let Poll::Ready(event) = id.channel().poll_event(cx)
             {
                 self.happened(event.map_err(broken)?);
+                continue;
+            }
+            let Some(qp) = &mut self.qp else { return Err(Lost::Closed) };
+            if let Poll::Ready(trouble) = qp.alarm.poll(cx) {
+                self.troubled(trouble);
                 continue;
             }
             if !self.armed {
@@ -569,7 +607,7 @@ impl VerbsQueuePair {
             }
             if !idle {
                 // An empty RDMA Write: nothing is written, whatever it names.
-                let empty = Request::Write { addr: 0, len: 0, lkey: 0, to: 0, rkey: 0 };
+                let empty = Request::Write { addr: 0, len: 0, lkey: 0, to: 0, rkey: 0, signal: false };
                 self.pending.push_back(Pending::Bare(empty));
             }
             return true;
@@ -624,9 +662,6 @@ impl VerbsQueuePair {
         });
         let reclaimed = self.reclaimed.drain(..).chain(exposed);
         done.extend(reclaimed.map(|(tag, buf)| Completion::Reclaimed { stag: Stag(tag), buf }));
-        if self.own_domain {
-            self.domain.close();
-        }
         self.reason_timer = None;
         self.nudge = None;
         self.lost = Some(lost);
@@ -692,8 +727,10 @@ fn fits(buf: &Region, at: usize, segments: &RemoteSegments) -> Result<usize, Rej
 
 impl Posting {
     /// The next request, if there is one.
-    fn next(&mut self, longest: u32, can_invalidate: bool, inline_max: u32) -> Option<Request> {
+    fn next(&mut self, manner: Manner) -> Option<Request> {
+        let Manner { longest, can_invalidate, inline_max, lent_from } = manner;
         let lkey = self.lkey;
+        let lent = |len: u32| lent_from.is_some_and(|from| len >= from);
         let (buf, at, segments, write) = match &self.work {
             Work::Send { buf, len, invalidate, .. } => {
                 self.posted = *len;
@@ -702,7 +739,8 @@ impl Posting {
                 // Without it the peer invalidates for itself.
                 let invalidate = invalidate.filter(|_| can_invalidate).map(|stag| stag.0);
                 let inline = len > 0 && len <= inline_max;
-                return Some(Request::Send { addr: buf.as_ptr() as u64, len, lkey, invalidate, inline });
+                let (addr, signal) = (buf.as_ptr() as u64, lent(len));
+                return Some(Request::Send { addr, len, lkey, invalidate, inline, signal });
             }
             Work::Write { buf, at, to, .. } => (buf, *at, to, true),
             Work::Read { buf, at, from, .. } => (buf, *at, from, false),
@@ -719,7 +757,7 @@ impl Posting {
         self.within += len;
         self.posted += len as usize;
         Some(if write {
-            Request::Write { addr, len, lkey, to: remote, rkey }
+            Request::Write { addr, len, lkey, to: remote, rkey, signal: lent(len) }
         } else {
             let signal = self.is_done();
             Request::Read { addr, len, lkey, from: remote, rkey, signal }

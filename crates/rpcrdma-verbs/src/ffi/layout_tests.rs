@@ -41,7 +41,11 @@ fn structures() -> Facts {
     fields!(facts, verbs::Context, "struct ibv_context";
         device => "device", ops.alloc_mw => "ops.alloc_mw", ops.dealloc_mw => "ops.dealloc_mw",
         ops.poll_cq => "ops.poll_cq", ops.req_notify_cq => "ops.req_notify_cq",
-        ops.post_srq_recv => "ops.post_srq_recv", ops.post_send => "ops.post_send", ops.post_recv => "ops.post_recv");
+        ops.post_srq_recv => "ops.post_srq_recv", ops.post_send => "ops.post_send", ops.post_recv => "ops.post_recv",
+        cmd_fd => "cmd_fd", async_fd => "async_fd");
+    whole!(facts, verbs::AsyncEvent, "struct ibv_async_event");
+    fields!(facts, verbs::AsyncEvent, "struct ibv_async_event";
+        element => "element", event_type => "event_type");
     whole!(facts, verbs::DeviceAttr, "struct ibv_device_attr");
     fields!(facts, verbs::DeviceAttr, "struct ibv_device_attr";
         fw_ver => "fw_ver", max_mr_size => "max_mr_size", vendor_id => "vendor_id", max_qp_wr => "max_qp_wr",
@@ -101,7 +105,7 @@ fn structures() -> Facts {
 
 fn numbers() -> Facts {
     use cm::event;
-    use verbs::{access, flags, opcode, status};
+    use verbs::{access, async_event, flags, opcode, status};
     let mut facts = Facts::new();
     constants!(facts;
         verbs::TRANSPORT_IB => "IBV_TRANSPORT_IB", verbs::TRANSPORT_IWARP => "IBV_TRANSPORT_IWARP",
@@ -119,6 +123,9 @@ fn numbers() -> Facts {
         status::LOC_ACCESS_ERR => "IBV_WC_LOC_ACCESS_ERR", status::REM_INV_REQ_ERR => "IBV_WC_REM_INV_REQ_ERR",
         status::REM_ACCESS_ERR => "IBV_WC_REM_ACCESS_ERR", status::REM_OP_ERR => "IBV_WC_REM_OP_ERR",
         status::RETRY_EXC_ERR => "IBV_WC_RETRY_EXC_ERR", status::RNR_RETRY_EXC_ERR => "IBV_WC_RNR_RETRY_EXC_ERR",
+        async_event::CQ_ERR => "IBV_EVENT_CQ_ERR", async_event::QP_FATAL => "IBV_EVENT_QP_FATAL",
+        async_event::QP_REQ_ERR => "IBV_EVENT_QP_REQ_ERR", async_event::QP_ACCESS_ERR => "IBV_EVENT_QP_ACCESS_ERR",
+        async_event::DEVICE_FATAL => "IBV_EVENT_DEVICE_FATAL", async_event::PORT_ERR => "IBV_EVENT_PORT_ERR",
         cm::PS_TCP => "RDMA_PS_TCP", event::ADDR_RESOLVED => "RDMA_CM_EVENT_ADDR_RESOLVED",
         event::ADDR_ERROR => "RDMA_CM_EVENT_ADDR_ERROR", event::ROUTE_RESOLVED => "RDMA_CM_EVENT_ROUTE_RESOLVED",
         event::ROUTE_ERROR => "RDMA_CM_EVENT_ROUTE_ERROR",

@@ -67,6 +67,8 @@ library! {
     verbs.ibv_get_cq_event as get_cq_event:
         fn(*mut verbs::CompChannel, *mut *mut verbs::Cq, *mut *mut c_void) -> c_int;
     verbs.ibv_ack_cq_events as ack_cq_events: fn(*mut verbs::Cq, u32);
+    verbs.ibv_get_async_event as get_async_event: fn(*mut verbs::Context, *mut verbs::AsyncEvent) -> c_int;
+    verbs.ibv_ack_async_event as ack_async_event: fn(*mut verbs::AsyncEvent);
     verbs.ibv_wc_status_str as wc_status_str: fn(c_int) -> *const c_char;
     cm.rdma_create_event_channel as create_event_channel: fn() -> *mut cm::EventChannel;
     cm.rdma_destroy_event_channel as destroy_event_channel: fn(*mut cm::EventChannel);

@@ -31,6 +31,9 @@ pub(crate) const TRANSPORT_IWARP: c_int = 1;
 pub(crate) struct Context {
     pub(crate) device: *mut Device,
     pub(crate) ops: ContextOps,
+    pub(crate) cmd_fd: c_int,
+    /// Where the device's events come.
+    pub(crate) async_fd: c_int,
 }
 
 /// `struct ibv_context_ops`. What the headers make inline functions of goes through here; the rest are placeholders of
@@ -49,6 +52,27 @@ pub(crate) struct ContextOps {
     pub(crate) compat_before_post: [*mut c_void; 4],
     pub(crate) post_send: Option<unsafe extern "C" fn(*mut Qp, *mut SendWr, *mut *mut SendWr) -> c_int>,
     pub(crate) post_recv: Option<unsafe extern "C" fn(*mut Qp, *mut RecvWr, *mut *mut RecvWr) -> c_int>,
+    pub(crate) compat_after_post: [*mut c_void; 5],
+}
+
+/// `struct ibv_async_event`: something has happened to a device or to what was made of it.
+#[repr(C)]
+pub(crate) struct AsyncEvent {
+    /// A union: the address of what it is about, or the number of a port, a C int.
+    pub(crate) element: usize,
+    pub(crate) event_type: c_int,
+}
+
+/// `IBV_EVENT_*`, those that end connections.
+pub(crate) mod async_event {
+    use std::ffi::c_int;
+
+    pub(crate) const CQ_ERR: c_int = 0;
+    pub(crate) const QP_FATAL: c_int = 1;
+    pub(crate) const QP_REQ_ERR: c_int = 2;
+    pub(crate) const QP_ACCESS_ERR: c_int = 3;
+    pub(crate) const DEVICE_FATAL: c_int = 8;
+    pub(crate) const PORT_ERR: c_int = 10;
 }
 
 /// `struct ibv_device_attr`.
@@ -101,6 +125,8 @@ pub(crate) const CAP_WINDOW_TYPE_2B: c_uint = 1 << 24;
 
 /// The vendor of devices that are software: no vendor has the number.
 pub(crate) const VENDOR_SOFTWARE: u32 = 0x00ff_ffff;
+/// The vendor that Linux's siw says it is.
+pub(crate) const VENDOR_SIW: u32 = 0x0062_6d74;
 
 /// `struct _compat_ibv_port_attr`: what the library's own `ibv_query_port` fills in.
 #[repr(C)]

@@ -2,8 +2,8 @@
 //!
 //! # Memory
 //! Two kinds of registration exist. A [`BlockMr`] covers the whole block behind a region, gives nothing to the peer, and is
-//! kept with the block: it is made when a connection first uses the block and lasts as long as block and domain do, so
-//! memory from a pool is registered once. An [`Mr`] covers exactly the bytes of one transfer and lasts as long as that.
+//! kept with the block: it is made when a connection first uses the block and lasts as long as the block and the domain's
+//! queue pairs do, so memory from a pool is registered once. An [`Mr`] covers exactly the bytes of one transfer and lasts as long as that.
 //! A [`Window`] opens a part of a `BlockMr` to the peer of one queue pair.
 #![allow(unsafe_code, reason = "functions of C libraries")]
 
@@ -14,14 +14,14 @@ use std::{
     net::SocketAddr,
     ptr::NonNull,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use rpcrdma_fabric::{Region, Registration};
 
-use super::{Channel, Id, check_number};
+use super::{Alarm, Channel, Id, alarm::Watch, check_number};
 use crate::ffi::{
     Lib,
     verbs::{self, access},
@@ -34,6 +34,9 @@ pub(crate) struct Abilities {
     /// Linux's rxe. It checks accesses through a window against the whole registration behind it, and marks completions of
     /// Sends with Invalidate with the kernel's flag instead of the library's.
     pub(crate) soft_roce: bool,
+    /// From so many bytes on, what a request without a signal sends must stay as it is even after a later request has
+    /// completed. Linux's siw lends such pages to TCP, and signalled ones it copies.
+    pub(crate) lent_from: Option<u32>,
     /// Windows that belong to one queue pair and that its peer can have invalidated.
     pub(crate) windows: bool,
     /// Work requests in one queue.
@@ -47,6 +50,9 @@ pub(crate) struct Abilities {
     pub(crate) reads_out: u8,
 }
 
+/// A page of the smallest size that there is.
+const SIW_LENDS: u32 = 4096;
+
 impl Abilities {
     fn of(transport: c_int, attr: &verbs::DeviceAttr) -> Self {
         let count = |n: c_int| u32::try_from(n).unwrap_or(0);
@@ -54,6 +60,8 @@ impl Abilities {
         Self {
             iwarp: transport == verbs::TRANSPORT_IWARP,
             soft_roce: transport == verbs::TRANSPORT_IB && attr.vendor_id == verbs::VENDOR_SOFTWARE,
+            lent_from: (transport == verbs::TRANSPORT_IWARP && attr.vendor_id == verbs::VENDOR_SIW)
+                .then_some(SIW_LENDS),
             windows: attr.device_cap_flags & verbs::CAP_WINDOW_TYPE_2B != 0 && attr.max_mw > 0,
             queue_depth: count(attr.max_qp_wr),
             completions: count(attr.max_cqe),
@@ -181,6 +189,8 @@ pub(crate) struct Device {
     removed: AtomicBool,
     /// The protection domain of connections that can share one.
     shared: Mutex<Weak<Domain>>,
+    /// Before the anchor, which keeps the device open.
+    watch: Watch,
     _anchor: Id,
 }
 
@@ -245,6 +255,9 @@ impl Device {
             port,
             removed: AtomicBool::new(false),
             shared: Mutex::default(),
+            // SAFETY: the anchor keeps the device open and is dropped after the watch; librdmacm, which has opened the
+            // device, does not look at its events.
+            watch: unsafe { Watch::start(lib, context) }?,
             _anchor: anchor,
         })
     }
@@ -252,6 +265,11 @@ impl Device {
     /// The device has gone; what is left of it is only taken apart.
     pub(crate) fn remove(&self) {
         self.removed.store(true, Ordering::Relaxed);
+    }
+
+    /// Raises an alarm when something happens to its connection.
+    pub(super) fn watch(&self, alarm: &Arc<Alarm>) {
+        self.watch.add(alarm);
     }
 
     pub(super) fn context(&self) -> NonNull<verbs::Context> {
@@ -290,8 +308,14 @@ pub(crate) enum DomainKind {
 pub(crate) struct Domain {
     raw: NonNull<verbs::Pd>,
     device: Arc<Device>,
-    /// No connection uses it any more.
-    closed: AtomicBool,
+    seats: Mutex<Seats>,
+}
+
+/// Who uses a protection domain, and what they have registered in it.
+#[derive(Default)]
+struct Seats {
+    queue_pairs: usize,
+    blocks: Vec<Weak<Held>>,
 }
 
 // SAFETY: verbs may be called from any thread and lock for themselves, and the pointer is only passed to them.
@@ -304,7 +328,7 @@ impl Domain {
         // SAFETY: the device is open as long as `device` lives.
         let raw = unsafe { (device.lib.alloc_pd)(device.context.as_ptr()) };
         let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { raw, device: Arc::clone(device), closed: AtomicBool::new(false) })
+        Ok(Self { raw, device: Arc::clone(device), seats: Mutex::default() })
     }
 
     pub(crate) fn device(&self) -> &Arc<Device> {
@@ -315,9 +339,35 @@ impl Domain {
         self.raw
     }
 
-    /// The connection that had the domain for itself is over: registrations of blocks may go.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another queue pair uses it.
+    pub(super) fn enter(&self) {
+        self.seats().queue_pairs += 1;
+    }
+
+    /// A queue pair has been destroyed. With the last one go the registrations of blocks, which would keep the device open,
+    /// and that keeps the kernel from removing it.
+    pub(super) fn leave(&self) {
+        let mut seats = self.seats();
+        seats.queue_pairs = seats.queue_pairs.saturating_sub(1);
+        if seats.queue_pairs > 0 {
+            return;
+        }
+        // Under the lock, so that a queue pair that comes now registers after this.
+        for held in std::mem::take(&mut seats.blocks).iter().filter_map(Weak::upgrade) {
+            held.give_up();
+        }
+    }
+
+    fn keep(&self, held: &Arc<Held>) {
+        let blocks = &mut self.seats().blocks;
+        if blocks.len() == blocks.capacity() {
+            blocks.retain(|held| held.strong_count() > 0);
+        }
+        blocks.push(Arc::downgrade(held));
     }
 }
 
@@ -372,6 +422,8 @@ pub(crate) struct MrHandle(pub(super) NonNull<verbs::Mr>);
 
 // SAFETY: a name; only posting, which is unsafe, looks behind it.
 unsafe impl Send for MrHandle {}
+// SAFETY: as above.
+unsafe impl Sync for MrHandle {}
 
 impl Mr {
     /// Registers `len` bytes from `at`.
@@ -423,30 +475,55 @@ impl Drop for Mr {
     }
 }
 
-/// The registration of the block behind a region, for the device on our behalf and for windows. It is kept with the block.
-pub(crate) struct BlockMr(Mr);
+/// The registration of the block behind a region, for the device on our behalf and for windows. It is kept with the block
+/// as long as its domain has queue pairs.
+pub(crate) struct BlockMr {
+    held: Arc<Held>,
+    domain: Weak<Domain>,
+    lkey: u32,
+    handle: MrHandle,
+}
+
+/// A registration that the block and the domain hold.
+struct Held {
+    given_up: AtomicBool,
+    mr: Mutex<Option<Mr>>,
+}
+
+impl Held {
+    fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        let mr = self.mr.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(mr);
+    }
+}
 
 impl Registration for BlockMr {
     fn is_stale(&self) -> bool {
-        self.0.domain.closed.load(Ordering::Relaxed)
+        self.held.given_up.load(Ordering::Acquire)
     }
 }
 
 impl BlockMr {
-    /// The local key and the name of the registration of a region's block, which is made if there is none.
+    /// The local key and the name of the registration of a region's block, which is made if there is none. They are good as
+    /// long as the queue pair that they are for.
     ///
     /// # Errors
     /// If the device or the kernel does not take the memory.
     pub(crate) fn of(domain: &Arc<Domain>, region: &Region) -> io::Result<(u32, MrHandle)> {
         let rights = Rights::Local { windows: domain.device.abilities.windows };
         region.registration(
-            |mr: &Self| Arc::ptr_eq(&mr.0.domain, domain),
+            |mr: &Self| std::ptr::eq(mr.domain.as_ptr(), Arc::as_ptr(domain)) && !mr.is_stale(),
             |at, len| {
-                // SAFETY: the block keeps its registrations and drops them before its memory. They let nobody do anything
-                // by themselves: work that uses them is posted by those who own the region.
-                unsafe { Mr::register(domain, at, len, rights) }.map(Self)
+                // SAFETY: the block drops its registrations before its memory, if they have not gone by then. They let
+                // nobody do anything by themselves: work that uses them is posted by those who own the region.
+                let mr = unsafe { Mr::register(domain, at, len, rights) }?;
+                let (lkey, handle) = (mr.lkey, mr.handle());
+                let held = Arc::new(Held { given_up: AtomicBool::new(false), mr: Mutex::new(Some(mr)) });
+                domain.keep(&held);
+                Ok(Self { held, domain: Arc::downgrade(domain), lkey, handle })
             },
-            |mr| (mr.0.lkey, MrHandle(mr.0.raw)),
+            |mr| (mr.lkey, mr.handle),
         )
     }
 }

@@ -10,19 +10,23 @@
 //! functions are `unsafe` and say what their caller has to guarantee.
 #![allow(unsafe_code, reason = "functions of C libraries")]
 
+mod alarm;
 mod cm;
 mod device;
+mod interface;
 mod queue;
 
 use std::{io, os::fd::RawFd, task::Context, task::Poll};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
+pub(crate) use alarm::{Alarm, Trouble};
 pub(crate) use cm::{Channel, Event, Happened, Id, Offer};
 pub(crate) use device::{
     BlockMr, Device, Domain, DomainKind, Link, ListedDevice, Mr, MrHandle, MwHandle, Rights, Window,
     list_devices,
 };
+pub(crate) use interface::addresses;
 pub(crate) use queue::{Qp, Request, Want, status_text};
 
 /// What a call that answers with -1 means.

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Device, Domain, Id, MrHandle, MwHandle, Watched, check, check_number};
+use super::{Alarm, Device, Domain, Id, MrHandle, MwHandle, Watched, check, check_number};
 use crate::ffi::{
     Lib,
     verbs::{self, BindWr, QpCap, QpInitAttr, RdmaWr, RecvWr, SendWr, Sge, Wc, flags, opcode},
@@ -149,8 +149,8 @@ pub(crate) struct Want {
 /// One work request for the Send queue. Every one has at most one piece of local memory.
 #[derive(Clone, Copy)]
 pub(crate) enum Request {
-    Send { addr: u64, len: u32, lkey: u32, invalidate: Option<u32>, inline: bool },
-    Write { addr: u64, len: u32, lkey: u32, to: u64, rkey: u32 },
+    Send { addr: u64, len: u32, lkey: u32, invalidate: Option<u32>, inline: bool, signal: bool },
+    Write { addr: u64, len: u32, lkey: u32, to: u64, rkey: u32, signal: bool },
     Read { addr: u64, len: u32, lkey: u32, from: u64, rkey: u32, signal: bool },
     Bind { window: MwHandle, block: MrHandle, addr: u64, len: u32, tag: u32, write: bool },
     Invalidate { tag: u32 },
@@ -165,6 +165,8 @@ pub(crate) struct Qp {
     pub(crate) domain: Arc<Domain>,
     /// What it can take.
     pub(crate) cap: QpCap,
+    /// Says when the device has trouble.
+    pub(crate) alarm: Arc<Alarm>,
 }
 
 // SAFETY: verbs may be called from any thread; the owner is the only one to call them on this queue pair.
@@ -210,7 +212,17 @@ impl Qp {
                         max_recv_wr: attr.cap.max_recv_wr.min(want.recvs),
                         ..attr.cap
                     };
-                    return Ok(Self { raw, id: Some(id), completions, domain: Arc::clone(domain), cap });
+                    let alarm = Alarm::new(raw, completions.cq, id.port());
+                    domain.device().watch(&alarm);
+                    domain.enter();
+                    return Ok(Self {
+                        raw,
+                        id: Some(id),
+                        completions,
+                        domain: Arc::clone(domain),
+                        cap,
+                        alarm,
+                    });
                 }
                 // Devices say how much they take, but not how much of everything at once.
                 Err(_) if want.inline > 0 => want.inline = 0,
@@ -224,7 +236,7 @@ impl Qp {
         self.id.as_mut()
     }
 
-    /// Posts work, the requests numbered from `first`; the last one is signalled, and Reads that say so. `requests` are at
+    /// Posts work, the requests numbered from `first`; the last one is signalled, and those that say so. `requests` are at
     /// most [`BATCH`].
     ///
     /// # Errors
@@ -248,13 +260,14 @@ impl Qp {
             // SAFETY: `i` is inside both arrays, and one past a request that is not the last is, too.
             let (sge, next) =
                 unsafe { (sges_at.add(i), if last { ptr::null_mut() } else { wrs_at.add(i + 1) }) };
+            let mut signalled = last;
             let mut wr = SendWr {
                 wr_id: first + i as u64,
                 next,
                 sg_list: sge,
                 num_sge: 0,
                 opcode: opcode::SEND,
-                send_flags: if last { flags::SIGNALED } else { 0 },
+                send_flags: 0,
                 invalidate_rkey: 0,
                 rdma: RdmaWr::default(),
                 xrc: 0,
@@ -268,7 +281,8 @@ impl Qp {
                 },
             };
             let local = match *request {
-                Request::Send { addr, len, lkey, invalidate, inline } => {
+                Request::Send { addr, len, lkey, invalidate, inline, signal } => {
+                    signalled |= signal;
                     if let Some(tag) = invalidate {
                         wr.opcode = opcode::SEND_WITH_INV;
                         wr.invalidate_rkey = tag;
@@ -280,16 +294,15 @@ impl Qp {
                     }
                     Some(Sge { addr, length: len, lkey })
                 }
-                Request::Write { addr, len, lkey, to, rkey } => {
+                Request::Write { addr, len, lkey, to, rkey, signal } => {
+                    signalled |= signal;
                     wr.opcode = opcode::RDMA_WRITE;
                     wr.rdma = RdmaWr { remote_addr: to, rkey, ..RdmaWr::default() };
                     Some(Sge { addr, length: len, lkey })
                 }
                 Request::Read { addr, len, lkey, from, rkey, signal } => {
                     wr.opcode = opcode::RDMA_READ;
-                    if signal {
-                        wr.send_flags |= flags::SIGNALED;
-                    }
+                    signalled |= signal;
                     wr.rdma = RdmaWr { remote_addr: from, rkey, ..RdmaWr::default() };
                     Some(Sge { addr, length: len, lkey })
                 }
@@ -312,6 +325,9 @@ impl Qp {
                     None
                 }
             };
+            if signalled {
+                wr.send_flags |= flags::SIGNALED;
+            }
             if let Some(local) = local.filter(|l| l.length > 0) {
                 wr.num_sge = 1;
                 // SAFETY: inside the array; see above.
@@ -377,6 +393,7 @@ impl Qp {
         let id = self.id.take()?;
         // SAFETY: made on this identifier, destroyed once.
         unsafe { (id.lib().destroy_qp)(id.raw().as_ptr()) };
+        self.domain.leave();
         Some(id)
     }
 }
