@@ -1,4 +1,5 @@
-//! What every provider must do, written against the seam alone and run for each provider that we have.
+//! What every provider must do, written against the seam alone and run for each provider that we have; in the end with a
+//! client and a server of ours on it.
 //!
 //! A provider is a [`Provider`]: something that makes a listener and a connector for it. [`suite!`] runs every test for
 //! one of them. What differs between transports, such as the words in an error, is not looked at here.
@@ -18,6 +19,10 @@ use rpcrdma_fabric::{
     Region, RejectReason, RemoteSegment, RemoteSegments, Shutdown, Stag, Start, Work,
     sim::{Face, NoFaults, Profile, Sim},
 };
+
+#[path = "support/calls.rs"]
+mod calls;
+use calls::happen_once_while_connections_are_cut as calls_happen_once_while_connections_are_cut;
 
 /// Makes both sides of a transport. The listener listens where the connector can reach it.
 trait Provider {
@@ -71,7 +76,9 @@ macro_rules! suite {
             a_dropped_peer_is_noticed,
             work_after_the_end_is_refused,
             both_sides_talk_at_once,
+            memory_is_free_when_work_is_done,
             several_connections_do_not_mix,
+            calls_happen_once_while_connections_are_cut,
         );
     };
 }
@@ -722,6 +729,39 @@ async fn both_sides_talk_at_once(provider: &dyn Provider) {
     pair.drive(|a, b| a.reclaimed().len() == 1 && b.reclaimed().len() == 1).await;
     for (me, end) in [&pair.active, &pair.passive].into_iter().enumerate() {
         assert!(end.reclaimed().values().all(|memory| *memory == bytes(len, 20 + (1 - me))));
+    }
+}
+
+/// What is done with memory after the completion must not show at the peer.
+async fn memory_is_free_when_work_is_done(provider: &dyn Provider) {
+    let mut pair = connect(provider).await;
+    let len = 300_000;
+    for round in 0..8 {
+        let target = pair.passive.expose(&vec![0; len], Access::RemoteWrite);
+        let buf = Region::from(&bytes(len, round)[..]);
+        pair.active.qp.post(Work::Write { id: 1, buf, at: 0, to: one(at(target)) }).unwrap();
+        pair.active.send(2, &bytes(4096, round));
+        poll_fn(|cx| {
+            while pair.active.finished().len() < 2 {
+                if !pair.active.poll(cx) && !pair.passive.poll(cx) {
+                    return Poll::Pending;
+                }
+            }
+            for done in &mut pair.active.done {
+                if let Completion::Done { buf, .. } = done {
+                    buf.fill(0xee);
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        pair.drive(|_, b| b.received().len() == 1).await;
+        pair.passive.qp.invalidate(target.stag);
+        pair.drive(|_, b| b.reclaimed().len() == 1).await;
+        assert_eq!(pair.passive.received(), [bytes(4096, round)]);
+        assert!(pair.passive.reclaimed()[&target.stag] == bytes(len, round), "round {round}");
+        pair.active.done.clear();
+        pair.passive.done.clear();
     }
 }
 
