@@ -5,7 +5,11 @@
 //! is one to listen on; where the answer is no, for whatever reason, software iWARP does it. The choice is about the way to
 //! the server, not about the server: behind a RoCE or InfiniBand device it has to listen on one, too.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use clap::ValueEnum;
 use rpcrdma::{
@@ -33,6 +37,25 @@ impl Provider {
             Self::Softiwarp => Arc::new(soft),
             Self::Verbs => Arc::new(verbs),
             Self::Auto => Arc::new(Auto { verbs, soft }),
+        }
+    }
+
+    /// An address of this machine at which a listener of this provider can be reached from here.
+    pub(crate) fn own_address(self) -> io::Result<IpAddr> {
+        let verbs = || {
+            let devices = rpcrdma_verbs::devices().map_err(io::Error::from)?;
+            let usable = devices.iter().filter(|d| d.unusable.is_none());
+            usable.flat_map(|d| &d.addresses).copied().next().ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::AddrNotAvailable,
+                    "no usable RDMA device has an address; see rpcrdma devices",
+                )
+            })
+        };
+        match self {
+            Self::Softiwarp => Ok(Ipv4Addr::LOCALHOST.into()),
+            Self::Verbs => verbs(),
+            Self::Auto => verbs().or(Ok(Ipv4Addr::LOCALHOST.into())),
         }
     }
 

@@ -32,6 +32,7 @@ use crate::{
     failure::{Failure, Outcome},
     latency::{Latency, Summary},
     out::Out,
+    provider::Provider,
     units,
 };
 
@@ -201,6 +202,8 @@ impl Bench {
             return done.map(|()| super::exit(0));
         }
         let which: &[bool] = match self.client.crc {
+            // An RNIC does as it likes.
+            None if self.client.provider == Provider::Verbs => &[false],
             None => &[false, true],
             Some(Switch::On) => &[true],
             Some(Switch::Off) => &[false],
@@ -222,7 +225,7 @@ impl Bench {
             .prefix("rpcrdma-bench-")
             .tempdir_in(&above)
             .map_err(|e| Failure::of(above.display(), e))?;
-        let server = Loopback::start(dir.path(), ServerConfig::default(), crc, None)?;
+        let server = Loopback::start(dir.path(), ServerConfig::default(), (self.client.provider, crc), None)?;
         let runtime = super::runtime()?;
         let crc = if crc { Switch::On } else { Switch::Off };
         let client = ClientOptions { crc: Some(crc), ..self.client.clone() };

@@ -28,14 +28,16 @@ use crate::{
     fs::{Dir, LocalDir, Server},
     latency::{Latency, Summary},
     out::{self, Out},
+    provider::Provider,
     units,
 };
 
 /// See it work: copy a tree while the connection is cut
 ///
-/// A server and a client in this process talk RPC-over-RDMA over software iWARP on the loopback address. Both ends cut
-/// connections at random while the client copies the tree with 64 calls in flight. Then source and copy are compared:
-/// every byte, mode and time. Small trees are copied several times, until there were enough cuts.
+/// A server and a client in this process talk RPC-over-RDMA, over software iWARP on the loopback address unless
+/// --provider says otherwise. Both ends cut connections at random while the client copies the tree with 64 calls in
+/// flight. Then source and copy are compared: every byte, mode and time. Small trees are copied several times, until
+/// there were enough cuts.
 ///
 /// The exit status is 1 if anything differs, or if a rule of the protocol was seen broken.
 #[derive(Args)]
@@ -61,7 +63,11 @@ pub(crate) struct Demo {
     #[arg(short, long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     jobs: u32,
 
-    /// Whether every frame carries a CRC32c
+    /// What carries RDMA; an RNIC is used at an address of its own
+    #[arg(long, value_name = "NAME", default_value = "softiwarp")]
+    provider: Provider,
+
+    /// Whether every frame of software iWARP carries a CRC32c
     #[arg(long, value_name = "WHEN", default_value = "on")]
     crc: Switch,
 
@@ -135,7 +141,8 @@ impl Demo {
         let mut config = ServerConfig::default();
         config.rdma.grant = 64;
         let server_plan = FaultPlan { seed: self.inject.seed.wrapping_add(1), ..self.inject };
-        let server = Loopback::start(&dir, config, self.crc == Switch::On, Some(server_plan))?;
+        let server =
+            Loopback::start(&dir, config, (self.provider, self.crc == Switch::On), Some(server_plan))?;
         let runtime = super::runtime()?;
         let exclude = if own { vec![b"target".to_vec(), b".git".to_vec()] } else { Vec::new() };
         let done = runtime.block_on(async {
@@ -170,7 +177,7 @@ impl Demo {
     ) -> Result<Report, Failure> {
         let mut fabric = iwarp::Config::default();
         fabric.crc = self.crc == Switch::On;
-        let connector = InjectConnector::new(iwarp::Connector::new(fabric), self.inject);
+        let connector = InjectConnector::new(self.provider.connector(fabric), self.inject);
         let faults = connector.counters();
         let transport = Transport::Rdma(Arc::new(connector));
         let target = server.target(dir);

@@ -1,6 +1,6 @@
 //! `rpcrdma devices`.
 
-use std::process::ExitCode;
+use std::{net::IpAddr, process::ExitCode};
 
 use clap::Args;
 use rpcrdma_verbs::{DeviceInfo, LockedMemory};
@@ -31,6 +31,7 @@ struct Record<'a> {
     name: &'a str,
     transport: String,
     interface: Option<&'a str>,
+    addresses: &'a [IpAddr],
     usable: bool,
     why_not: Option<&'a str>,
     queue_depth: Option<u32>,
@@ -73,6 +74,7 @@ fn record(device: &DeviceInfo) -> Record<'_> {
         name: &device.name,
         transport: device.transport.to_string(),
         interface: device.interface.as_deref(),
+        addresses: &device.addresses,
         usable: device.unusable.is_none(),
         why_not: device.unusable.as_deref(),
         queue_depth: limits.map(|l| l.queue_depth),
@@ -86,7 +88,11 @@ fn record(device: &DeviceInfo) -> Record<'_> {
 }
 
 fn print(out: &mut Out, device: &DeviceInfo) -> Result<(), Failure> {
-    let interface = device.interface.as_ref().map_or_else(String::new, |i| format!(" on {i}"));
+    let mut interface = device.interface.as_ref().map_or_else(String::new, |i| format!(" on {i}"));
+    for (i, address) in device.addresses.iter().enumerate() {
+        interface += if i == 0 { " with " } else { " and " };
+        interface += &address.to_string();
+    }
     let verdict = match &device.unusable {
         None => "usable".to_owned(),
         Some(why) => format!("not usable: {why}"),

@@ -1,25 +1,19 @@
 //! A server inside this process, on threads of its own, for `demo` and `bench`.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use rpcrdma::{
     client::Target,
     export::{ExportRules, Exports, HandleKey, LocalExport, LocalOptions, Squash},
     fabric::{FaultCounters, FaultPlan, InjectListener, Listener},
-    iwarp,
     metrics::ServerMetrics,
     server::{Server, ServerConfig, rpc::RpcService},
 };
 use tokio::runtime::Runtime;
 
-use crate::failure::Failure;
+use crate::{failure::Failure, provider::Provider};
 
-/// A server on a free port of the loopback address.
+/// A server on a free port of the loopback address, or of an RNIC's.
 pub(super) struct Loopback {
     runtime: Runtime,
     server: Option<Server>,
@@ -33,7 +27,7 @@ impl Loopback {
     pub(super) fn start(
         dir: &Path,
         mut config: ServerConfig,
-        crc: bool,
+        (provider, crc): (Provider, bool),
         plan: Option<FaultPlan>,
     ) -> Result<Self, Failure> {
         let fail = |e: std::io::Error| Failure::of("the server cannot start", e);
@@ -54,10 +48,8 @@ impl Loopback {
             .build()
             .map_err(fail)?;
         let _inside = runtime.enter();
-        let mut fabric = iwarp::Config::default();
-        fabric.crc = crc;
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let listener: Box<dyn Listener> = Box::new(iwarp::Listener::bind(any, fabric).map_err(fail)?);
+        let any = SocketAddr::from((provider.own_address().map_err(fail)?, 0));
+        let listener = provider.listen(any, crc).map_err(fail)?;
         let addr = listener.local_addr();
         let (listener, faults): (Box<dyn Listener>, _) = match plan {
             None => (listener, None),
