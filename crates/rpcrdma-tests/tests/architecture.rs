@@ -44,6 +44,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/rpcrdma-verbs/src/ffi/mod.rs", "functions of the RDMA libraries"),
     ("crates/rpcrdma-verbs/src/ffi/verbs.rs", "types of the devices' functions"),
     ("crates/rpcrdma-verbs/src/sys/mod.rs", "descriptors that the RDMA libraries own"),
+    ("crates/rpcrdma-verbs/src/sys/alarm.rs", "what RDMA devices report by themselves"),
+    ("crates/rpcrdma-verbs/src/sys/interface.rs", "the addresses of network interfaces"),
     ("crates/rpcrdma-verbs/src/sys/cm.rs", "the RDMA connection manager"),
     ("crates/rpcrdma-verbs/src/sys/device.rs", "RDMA devices and registered memory"),
     ("crates/rpcrdma-verbs/src/sys/queue.rs", "queue pairs and completion queues"),
