@@ -15,8 +15,8 @@
 //! time is up (if it has any), or when the channel is closed.
 //!
 //! # Limits
-//! The number of Calls in a channel is bounded; further callers wait their turn, for as long as a Call may take. In steady state nothing is allocated:
-//! slots and message buffers are used again.
+//! The number of Calls in a channel is bounded; further callers wait their turn, for as long as a Call may take. In steady
+//! state nothing is allocated: slots and message buffers are used again.
 
 use std::{
     collections::VecDeque,
