@@ -119,14 +119,16 @@ nfsd_start_peer_to_peer() {
 # siw answers the MPA Request before it listens for FPDUs: one that comes too soon lies unread until more comes.
 scenario nfsd-first-fpdu server 'our client on nfsd: 200 connections, each one Call at once; none may stall'
 nfsd_first_fpdu() {
-    local i slow=0 from to
+    local i from to
     for ((i = 0; i < 200; i++)); do
         from=${EPOCHREALTIME/./}
         ours ping -c 1 --timeout 10 "$(url)" >/dev/null
         to=${EPOCHREALTIME/./}
-        ((to - from < 2000000)) || slow=$((slow + 1))
-    done
-    expect "connections that took longer than 2 s" "$slow == 0"
+        echo $(((to - from) / 1000))
+    done | sort -n >"$scratch/took"
+    # Those of the whole command, on a guest that is emulated; where one is overlooked, it takes a second or more.
+    echo "the command took $(sed -n 100p "$scratch/took") ms in the middle, $(sed -n 190p "$scratch/took") ms at most in 19 of 20"
+    expect "ms that the slowest command took" "$(tail -1 "$scratch/took") < 1000"
     undisturbed
     expect "connections" "$(made) == 200"
 }
