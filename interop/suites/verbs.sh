@@ -20,7 +20,9 @@ boot_verbs() { # DEVICE [OPTION...]
             skip "no $library on this machine"
     done
     peer=verbs
-    "$guest" boot verbs --rdma "$device" --add "$rpcrdma" --share "$tree=/" "$@"
+    # Under this name, whatever the host calls it.
+    ln -sf "$rpcrdma" "$scratch/rpcrdma"
+    "$guest" boot verbs --rdma "$device" --add "$scratch/rpcrdma" --share "$tree=/" "$@"
     inside 'uname -r' >"$scratch/kernel"
     # Addresses of version 6, which this network knows nothing of, are for the device itself.
     inside 'echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip -6 addr add fd00::15/64 dev eth0'
