@@ -80,7 +80,7 @@ scenario verbs-nfsd-rxe none 'our client with verbs on nfsd over RoCE v2 (rxe): 
 verbs_nfsd_rxe() { verbs_nfsd rxe; }
 scenario verbs-nfsd-siw none 'our client with verbs on nfsd over iWARP (siw): a tree there and back, and its removal'
 verbs_nfsd_siw() { verbs_nfsd siw; }
-scenario verbs-cuts-rxe none 'the same over RoCE v2 (rxe), and our client cuts its connections'
+scenario verbs-cuts-rxe none 'the same over RoCE v2 (rxe), and our client cuts its connections' quick
 verbs_cuts_rxe() {
     verbs_nfsd rxe --inject disconnect=1/100,seed=5
     expect "cuts, so that this says something" "$(own_cuts) >= 3"
@@ -119,14 +119,14 @@ verbs_mount() { # DEVICE [OPTION of our server...]
 }
 scenario verbs-mount-rxe none 'Linux mounts our server with verbs over RoCE v2 (rxe): the POSIX workload, 16 MiB each way'
 verbs_mount_rxe() { verbs_mount rxe; }
-scenario verbs-mount-siw none 'Linux mounts our server with verbs over iWARP (siw): the POSIX workload, 16 MiB each way'
+scenario verbs-mount-siw none 'Linux mounts our server with verbs over iWARP (siw): the POSIX workload, 16 MiB each way' quick
 verbs_mount_siw() { verbs_mount siw; }
 scenario verbs-mount-cuts-rxe none 'the same over RoCE v2 (rxe), and our server cuts its connections'
 verbs_mount_cuts_rxe() { verbs_mount rxe --inject disconnect=1/200,seed=7; }
 
 # --- Two iWARP stacks on one TCP connection: verbs on siw in the guest, software iWARP on the host ----------------------
 
-scenario verbs-softiwarp-client none 'software iWARP on the host on our server with verbs over siw in the guest: a tree there and back, and its removal, with cuts'
+scenario verbs-softiwarp-client none 'software iWARP on the host on our server with verbs over siw in the guest: a tree there and back, and its removal, with cuts' quick
 verbs_softiwarp_client() {
     make_tree "$scratch/tree" 100
     boot_verbs siw --forward 20049
@@ -149,7 +149,7 @@ verbs_softiwarp_client() {
     end_verbs
 }
 
-scenario verbs-softiwarp-server none 'our client with verbs over siw in the guest on software iWARP on the host: a tree there and back, and its removal, with cuts'
+scenario verbs-softiwarp-server none 'our client with verbs over siw in the guest on software iWARP on the host: a tree there and back, and its removal, with cuts' quick
 verbs_softiwarp_server() {
     make_tree "$scratch/tree" 100
     serve
