@@ -173,12 +173,11 @@ struct Active {
     key: usize,
     xid: Xid,
     asked: Instant,
-    since: Instant,
     /// Its place in the order in which Calls came.
     order: u64,
     /// Transmissions so far.
     sent: u32,
-    /// The last one, when its last byte had been handed to the socket.
+    /// The last one, when its last byte had been handed to the socket; before the first one, when there was room for it.
     sent_at: Instant,
     call: Call,
     mark: [u8; MARK],
@@ -202,8 +201,7 @@ impl Calls {
         let marked = stream::mark(&call.message, call.hole);
         let (mark, len) = marked.unwrap_or_default();
         self.taken += 1;
-        let active =
-            Active { key, xid, asked, since, order: self.taken, sent: 0, sent_at: since, call, mark, len };
+        let active = Active { key, xid, asked, order: self.taken, sent: 0, sent_at: since, call, mark, len };
         let sound = marked.is_some() && active.pieces().is_some();
         let index = self.active.insert(active);
         if sound {
@@ -609,7 +607,8 @@ impl<'a> Connection<'a> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let sent = self.outstanding.values().filter_map(|i| Some(calls.active.get(*i)?.sent_at));
-            let leaving = self.sending.front().and_then(|i| Some(calls.active.get(*i)?.since.max(self.born)));
+            let leaving =
+                self.sending.front().and_then(|i| Some(calls.active.get(*i)?.sent_at.max(self.born)));
             let silence = sent.chain(leaving).min().map_or(now + call_timeout, |oldest| {
                 Waits { oldest, heard: self.heard, answered: self.latest_answered }.due(call_timeout)
             });
