@@ -190,12 +190,17 @@ fn fault_in(text: &str) -> Result<Fault, BadCut> {
 }
 
 /// Every way in which a connection can be reset at a step.
-pub fn resets() -> impl Iterator<Item = Fault> {
+fn resets() -> impl Iterator<Item = Fault> {
     [When::Before, When::After].into_iter().flat_map(|when| {
         [Side::Active, Side::Passive].into_iter().flat_map(move |first| {
             [false, true].map(|drop| Fault { when, what: What::Reset { first, drop } })
         })
     })
+}
+
+/// One reset in every place of a run that has so many steps, in every way.
+pub fn singles(steps: u64) -> impl Iterator<Item = Cuts> {
+    (1..=steps).flat_map(|step| resets().map(move |way| Cuts::new([(step, way)])))
 }
 
 /// Two resets in every place of a run that has so many steps while nothing breaks, each in every way: the second one

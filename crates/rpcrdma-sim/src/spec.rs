@@ -189,6 +189,12 @@ impl Spec {
         Self { seed, world: Weather::Random, workload: Workload::Mixed, cuts: None }
     }
 
+    /// The same, with these faults and no others.
+    #[must_use]
+    pub fn with_cuts(&self, cuts: Cuts) -> Self {
+        Self { cuts: Some(cuts), ..self.clone() }
+    }
+
     /// The scenario of this spec.
     #[must_use]
     pub fn scenario(&self, keep: Keep) -> Scenario {

@@ -12,7 +12,7 @@ use rpcrdma_sim::{
 /// Runs a workload under each plan.
 fn every(spec: &Spec, plans: Vec<Cuts>) {
     println!("{} plans", plans.len());
-    let specs = plans.into_iter().map(|cuts| Spec { cuts: Some(cuts), ..spec.clone() });
+    let specs = plans.into_iter().map(|cuts| spec.with_cuts(cuts));
     campaign::run(2, specs, |totals| totals.failed == 0).check();
 }
 
@@ -27,26 +27,22 @@ fn spec(seed: u64, world: Weather, workload: Workload) -> Spec {
     Spec { seed, world, workload, cuts: None }
 }
 
-fn singles(steps: u64) -> Vec<Cuts> {
-    (1..=steps).flat_map(|step| plan::resets().map(move |fault| Cuts::new([(step, fault)]))).collect()
-}
-
 #[test]
 fn every_single_cut_of_one_file() {
     let spec = spec(20, Weather::Quiet, Workload::Tiny);
-    every(&spec, singles(steps(&spec)));
+    every(&spec, plan::singles(steps(&spec)).collect());
 }
 
 #[test]
 fn every_single_cut_of_one_file_on_another_fabric() {
     let spec = spec(21, Weather::Narrow, Workload::Tiny);
-    every(&spec, singles(steps(&spec)));
+    every(&spec, plan::singles(steps(&spec)).collect());
 }
 
 #[test]
 fn every_single_cut_of_every_shape() {
     let spec = spec(21, Weather::Narrow, Workload::Shapes);
-    every(&spec, singles(steps(&spec)));
+    every(&spec, plan::singles(steps(&spec)).collect());
 }
 
 /// The connection falls silent, or a device goes away, at every step.
@@ -75,7 +71,7 @@ fn every_silence_and_every_removal() {
 #[test]
 fn every_pair_of_cuts() {
     let spec = spec(23, Weather::Quiet, Workload::Minute);
-    let length = |cuts: &Cuts| Spec { cuts: Some(cuts.clone()), ..spec.clone() }.run(Keep::Nothing).steps;
+    let length = |cuts: &Cuts| spec.with_cuts(cuts.clone()).run(Keep::Nothing).steps;
     // One short of the number of ways, so that each pair of places keeps at least one.
     let plans = plan::pairs(steps(&spec), length).step_by(7).collect();
     every(&spec, plans);

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rpcrdma_sim::{
     campaign::{self, Totals},
     coverage::{self, Coverage, Pair},
-    plan::{Cuts, pairs, resets},
+    plan::{Cuts, pairs, singles},
     record::Keep,
     spec::{Spec, Weather, Workload},
 };
@@ -89,14 +89,9 @@ fn fresh_seed() -> u64 {
 
 /// Runs one seed with one cut, or with two, in every place.
 pub(super) fn cuts(sim: &Sim, spec: &Spec, count: usize) -> Outcome {
-    let calm = Spec { cuts: Some(Cuts::default()), ..spec.clone() };
-    let steps = calm.run(Keep::Nothing).steps;
-    let plans: Vec<Cuts> = if count == 1 {
-        (1..=steps).flat_map(|step| resets().map(move |fault| Cuts::new([(step, fault)]))).collect()
-    } else {
-        let length = |cuts: &Cuts| Spec { cuts: Some(cuts.clone()), ..spec.clone() }.run(Keep::Nothing).steps;
-        pairs(steps, length).collect()
-    };
+    let length = |cuts: &Cuts| spec.with_cuts(cuts.clone()).run(Keep::Nothing).steps;
+    let steps = length(&Cuts::default());
+    let plans: Vec<Cuts> = if count == 1 { singles(steps).collect() } else { pairs(steps, length).collect() };
     let title = format!(
         "{} of the {} steps of seed {}: {} work in a {} world",
         if count == 1 { "a reset at each" } else { "two resets, at each pair" },
@@ -106,7 +101,7 @@ pub(super) fn cuts(sim: &Sim, spec: &Spec, count: usize) -> Outcome {
         spec.world.name(),
     );
     let most = plans.len() as u64;
-    let specs = plans.into_iter().map(|cuts| Spec { cuts: Some(cuts), ..spec.clone() });
+    let specs = plans.into_iter().map(|cuts| spec.with_cuts(cuts));
     campaign(sim, spec.seed, &title, specs, Some(most), None)
 }
 
