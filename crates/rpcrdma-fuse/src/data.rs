@@ -81,12 +81,10 @@ impl Shared {
         (self.files.add(file), how)
     }
 
-    /// Closes a file for good.
-    pub(crate) async fn release(&self, number: u64) {
-        let Some(file) = self.files.remove(number) else { return };
-        if file.inode.opens.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.uncover(&file.inode).await;
-        }
+    /// Closes a file for good. Returns it if nobody else has it open, for what may have to be [uncovered](Self::uncover).
+    pub(crate) fn release(&self, number: u64) -> Option<Arc<Inode>> {
+        let file = self.files.remove(number)?;
+        (file.inode.opens.fetch_sub(1, Ordering::AcqRel) == 1).then(|| Arc::clone(&file.inode))
     }
 
     /// Reads `size` bytes, less at the end of the file.

@@ -388,10 +388,12 @@ impl Filesystem for Fs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        // Here and not in a task: whoever has closed a file may remove it next, and it should not look open then.
+        let Some(inode) = self.0.release(fh.0).filter(|inode| inode.is_hidden()) else { return reply.ok() };
         let fs = Arc::clone(&self.0);
         // Nobody waits for it, so nobody can be killed meanwhile.
         self.go(async move {
-            fs.release(fh.0).await;
+            fs.uncover(&inode).await;
             reply.ok();
         });
     }

@@ -28,6 +28,7 @@ mod attr;
 mod data;
 mod dir;
 mod fs;
+mod hidden;
 mod inode;
 mod names;
 mod open;

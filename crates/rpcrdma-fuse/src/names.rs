@@ -21,7 +21,6 @@ use rpcrdma::{
         results::CreateOk,
     },
 };
-use tokio::time::timeout;
 
 use crate::{
     attr,
@@ -31,8 +30,8 @@ use crate::{
     user::User,
 };
 
-/// How long the removal of a directory waits for files in it that have just been closed.
-const UNCOVER_WAIT: Duration = Duration::from_millis(300);
+/// How long the removal of a directory waits to hear that a file in it was closed, which has been removed.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFIFO: u32 = 0o010_000;
@@ -226,18 +225,7 @@ impl Shared {
             None => user.mount.getattr(found.object).await?,
         };
         let Some(inode) = self.inodes.find(found.object, &attributes) else { return Err(error.into()) };
-        let uncovered = async {
-            loop {
-                let notified = self.uncovered.notified();
-                tokio::pin!(notified);
-                notified.as_mut().enable();
-                if !self.has_hidden(inode.number) {
-                    return;
-                }
-                notified.await;
-            }
-        };
-        if timeout(UNCOVER_WAIT, uncovered).await.is_err() {
+        if !self.hidden.gone(inode.number, CLOSE_WAIT).await {
             return Err(error.into());
         }
         // Also if nothing is hidden any more: it may have gone since the server answered.
@@ -308,7 +296,7 @@ impl Shared {
         let change = dir.begin_change();
         let renamed = user.mount.rename((dir.handle, name), (dir.handle, &hidden_name)).await?;
         change.left(renamed.to.after.as_ref());
-        self.count_hidden(dir.number, true);
+        self.hidden.hide(dir.number);
         inode.hide(Hidden { dir: Arc::clone(dir), name: hidden_name, user: Arc::clone(user) });
         // Its last program may have gone meanwhile.
         if inode.opens.load(Ordering::Acquire) == 0 {
@@ -320,6 +308,7 @@ impl Shared {
     /// Removes a file that nobody has open any more and that has no name of its own.
     pub(crate) async fn uncover(&self, inode: &Inode) {
         let Some(Hidden { dir, name, user }) = inode.take_hidden() else { return };
+        self.hidden.leaves(dir.number);
         let change = dir.begin_change();
         match user.mount.remove(dir.handle, &name).await {
             Ok(done) => change.left(done.after.as_ref()),
@@ -329,7 +318,7 @@ impl Shared {
             }
             _ => {}
         }
-        self.count_hidden(dir.number, false);
+        self.hidden.left(dir.number);
     }
 }
 

@@ -1,8 +1,7 @@
 //! What all requests of a mount share, and how objects are shown to the kernel.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -11,11 +10,12 @@ use rpcrdma::{
     memory::Pools,
     nfs::v3::{Attributes, FileType, Handle, NfsTime},
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::{
     attr,
     dir::OpenDir,
+    hidden::HiddenFiles,
     inode::{Inode, Inodes},
     open::{Numbered, OpenFile},
     options::{CacheTime, MountOptions},
@@ -45,10 +45,7 @@ pub(crate) struct Shared {
     pub(crate) runtime: tokio::runtime::Handle,
     /// Told when the kernel is there.
     pub(crate) notifier: OnceLock<Notifier>,
-    /// By directory: files that were removed while they were open, and live on until they are closed.
-    hidden: Mutex<HashMap<u64, usize>>,
-    /// One of them is gone.
-    pub(crate) uncovered: Notify,
+    pub(crate) hidden: HiddenFiles,
 }
 
 /// An object as the kernel is told of it.
@@ -84,8 +81,7 @@ impl Shared {
             readers: Semaphore::new(READS_MAX),
             runtime,
             notifier: OnceLock::new(),
-            hidden: Mutex::default(),
-            uncovered: Notify::new(),
+            hidden: HiddenFiles::default(),
         }
     }
 
@@ -181,22 +177,6 @@ impl Shared {
         {
             tracing::debug!(inode = inode.number, "the kernel keeps its attributes: {e}");
         }
-    }
-
-    /// Counts files that live on in a directory.
-    pub(crate) fn count_hidden(&self, dir: u64, more: bool) {
-        let mut hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = hidden.entry(dir).or_default();
-        *count = if more { *count + 1 } else { count.saturating_sub(1) };
-        if *count == 0 {
-            hidden.remove(&dir);
-            drop(hidden);
-            self.uncovered.notify_waiters();
-        }
-    }
-
-    pub(crate) fn has_hidden(&self, dir: u64) -> bool {
-        self.hidden.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&dir)
     }
 }
 
