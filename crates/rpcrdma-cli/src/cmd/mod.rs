@@ -157,7 +157,8 @@ fn command_line() -> clap::Command {
 fn log(verbose: u8, quiet: bool) {
     let level = match (verbose, quiet) {
         (0, true) => "off",
-        (0, false) => "error",
+        // A program that is killed while it waits for a mount does not take its answer any more.
+        (0, false) => "error,fuser::reply=off",
         (1, _) => "info",
         (2, _) => "debug",
         _ => "trace",
