@@ -40,6 +40,11 @@ impl Provider {
         }
     }
 
+    /// Whether the threads of a server must not act as its callers, see `LocalOptions::apart`.
+    pub(crate) fn keeps_threads(self) -> bool {
+        self != Self::Softiwarp
+    }
+
     /// An address of this machine at which a listener of this provider can be reached from here.
     pub(crate) fn own_address(self) -> io::Result<IpAddr> {
         let verbs = || {

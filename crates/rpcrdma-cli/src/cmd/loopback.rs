@@ -33,7 +33,8 @@ impl Loopback {
         let fail = |e: std::io::Error| Failure::of("the server cannot start", e);
         let key = HandleKey::random().map_err(fail)?;
         // Nobody depends on what is made here once the command has ended.
-        let options = LocalOptions { sync: false, ..LocalOptions::default() };
+        let options =
+            LocalOptions { sync: false, apart: provider.keeps_threads(), ..LocalOptions::default() };
         let export = LocalExport::open(dir, &key, options).map_err(|e| Failure::new(e.to_string()))?;
         let mut exports = Exports::new();
         let rules = ExportRules { squash: Squash::None, ..ExportRules::default() };

@@ -301,6 +301,7 @@ impl Serve {
             let options = LocalOptions {
                 name: Some(name.clone()),
                 sync: !self.rules.asynchronous,
+                apart: self.tuning.provider.keeps_threads(),
                 ..LocalOptions::default()
             };
             let export =

@@ -109,6 +109,10 @@ pub struct LocalOptions {
     pub resolution: Resolution,
     /// Whose identity operations run under.
     pub run_as: RunAs,
+    /// Whether a thread takes a caller's identity only if it may wait, so that those that receive Calls keep theirs for
+    /// good. The kernel's RDMA refuses a thread that has had another one since a device was opened, so this is for exports
+    /// that are served over RNICs.
+    pub apart: bool,
     /// Most descriptors kept open. Never more than half of what the process may open.
     pub max_descriptors: usize,
     /// How long a directory is trusted to lie inside the export without another look.
@@ -128,6 +132,7 @@ impl Default for LocalOptions {
             sync: true,
             resolution: Resolution::Auto,
             run_as: RunAs::Auto,
+            apart: false,
             max_descriptors: 2048,
             recheck: Duration::from_secs(1),
             search_limit: 1 << 20,
@@ -201,6 +206,8 @@ pub struct LocalExport {
     naming: Naming,
     resolver: Resolver,
     identity: Identity,
+    /// Identities are taken where it may be waited, and nowhere else.
+    apart: bool,
     /// `/proc/self/fd`, through which a descriptor can be opened again with other rights.
     own_descriptors: Option<OwnedFd>,
     /// The process's umask, which hides permissions of new objects.
@@ -319,6 +326,7 @@ impl LocalExport {
             root_identity,
             naming,
             resolver,
+            apart: options.apart && matches!(identity, Identity::Caller { .. }),
             identity,
             own_descriptors: own_descriptors.ok(),
             umask: process_umask(),
@@ -491,6 +499,13 @@ impl Export for LocalExport {
     }
 
     fn may_block(&self, proc: Proc, object: &Handle, stable: Stable) -> bool {
+        let anybody = matches!(
+            proc,
+            Proc::Null | Proc::GetAttr | Proc::ReadLink | Proc::FsStat | Proc::FsInfo | Proc::PathConf
+        );
+        if self.apart && !anybody {
+            return true;
+        }
         let slow = match proc {
             Proc::Commit | Proc::ReadDir | Proc::ReadDirPlus | Proc::Remove | Proc::Rename => true,
             Proc::Write => stable != Stable::Unstable,
@@ -576,6 +591,9 @@ impl Export for LocalExport {
         buf: &mut [u8],
         patience: Patience,
     ) -> Result<Looked<ReadDone>, WouldBlock> {
+        if self.apart && patience == Patience::Now {
+            return Err(WouldBlock);
+        }
         self.read_file(caller, file, offset, buf, patience)
     }
 

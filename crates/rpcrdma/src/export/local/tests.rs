@@ -289,6 +289,25 @@ fn what_may_wait() {
 }
 
 #[test]
+fn threads_that_may_not_wait_need_not_act_as_callers() {
+    let dir = temp();
+    fs::write(dir.path().join("file"), "content").unwrap();
+    let export = local(dir.path(), |options| options.apart = true);
+    let file = walk(&export, "file");
+    for proc in [Proc::SetAttr, Proc::Lookup, Proc::Access, Proc::Write, Proc::Create, Proc::ReadDir] {
+        // Others have no identity to take.
+        assert!(!is_root() || export.may_block(proc, &file, Stable::Unstable), "{proc}");
+    }
+    for proc in [Proc::GetAttr, Proc::FsInfo, Proc::ReadLink] {
+        assert!(!is_root() || !export.may_block(proc, &file, Stable::Unstable), "{proc}");
+    }
+    let mut buf = [0; 7];
+    let now = export.read(&me(), &file, 0, &mut buf, Patience::Now);
+    assert!(!is_root() || now.is_err());
+    assert_eq!(read(&export, &file), Ok(b"content".to_vec()));
+}
+
+#[test]
 fn what_cannot_be_served_says_why() {
     let dir = temp();
     let file = dir.path().join("file");
