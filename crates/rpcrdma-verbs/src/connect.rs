@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::{
     Config, Protection, Transport,
-    devices::registration_failed,
+    devices::{locked_memory, receives_fit, registration_failed},
     ffi::Lib,
     qp::{Made, VerbsQueuePair, local_key},
     sys::{Channel, Device, DomainKind, Event, Happened, Id, Offer, Qp, Want},
@@ -234,6 +234,10 @@ pub(crate) fn make(
         abilities.completions.saturating_sub(wanted_recvs).saturating_sub(1).min(abilities.queue_depth);
     let wanted_sends = count(limits.sends).saturating_mul(3).clamp(32, 4096).min(room.max(1));
     let want = Want { sends: wanted_sends, recvs: wanted_recvs, inline: config.inline };
+    if let Some(len) = recvs.first().map(|buf| buf.len()) {
+        receives_fit(wanted_recvs, len, locked_memory())
+            .map_err(|why| io::Error::new(ErrorKind::OutOfMemory, why))?;
+    }
     let qp = Qp::new(id, &domain, want)?;
     let mut posted = VecDeque::with_capacity(qp.cap.max_recv_wr as usize);
     for buf in recvs.into_iter().take(qp.cap.max_recv_wr as usize) {

@@ -202,14 +202,34 @@ pub fn locked_memory() -> LockedMemory {
 
 /// Explains a registration that failed.
 pub(crate) fn registration_failed(e: &io::Error) -> String {
-    match (e.raw_os_error(), locked_memory()) {
-        (Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM), LockedMemory::Bytes(bytes)) => format!(
-            "the device gets no more memory, as this process may lock {} KiB: raise the limit with `ulimit -l` or \
-             LimitMEMLOCK=",
-            bytes / 1024
-        ),
+    explain(e, locked_memory())
+}
+
+fn explain(e: &io::Error, limit: LockedMemory) -> String {
+    match (e.raw_os_error(), limit) {
+        (Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM), LockedMemory::Bytes(bytes)) => {
+            format!("the device gets no more memory, as this process {}", may_lock(bytes))
+        }
         _ => format!("the device does not take the memory: {e}"),
     }
+}
+
+/// Whether a connection's Receives, of which there are `count` of `len` bytes, fit into what may be locked. A connection
+/// that has fewer than it grants would break whenever its peer makes use of them.
+pub(crate) fn receives_fit(count: u32, len: usize, limit: LockedMemory) -> Result<(), String> {
+    let need = u64::from(count).saturating_mul(len as u64);
+    match limit {
+        LockedMemory::Bytes(bytes) if need > bytes => Err(format!(
+            "a connection takes {} KiB of locked memory and more, and this process {}",
+            need.div_ceil(1024),
+            may_lock(bytes)
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn may_lock(bytes: u64) -> String {
+    format!("may lock {} KiB: raise the limit with `ulimit -l` or LimitMEMLOCK=", bytes / 1024)
 }
 
 #[cfg(test)]
@@ -222,6 +242,25 @@ mod tests {
             Ok(devices) => assert!(!devices.is_empty()),
             Err(why) => assert!(why.to_string().contains(": ") || why.to_string().contains("; "), "{why}"),
         }
+    }
+
+    #[test]
+    fn too_small_a_limit_is_said_with_its_remedy() {
+        let limit = LockedMemory::Bytes(64 << 10);
+        let why = receives_fit(144, 4096, limit).unwrap_err();
+        assert_eq!(
+            why,
+            "a connection takes 576 KiB of locked memory and more, and this process may lock 64 KiB: raise the limit \
+             with `ulimit -l` or LimitMEMLOCK="
+        );
+        assert_eq!(receives_fit(16, 4096, limit), Ok(()));
+        assert_eq!(receives_fit(u32::MAX, usize::MAX, LockedMemory::Unlimited), Ok(()));
+
+        let refused = io::Error::from_raw_os_error(libc::ENOMEM);
+        assert!(explain(&refused, limit).contains("may lock 64 KiB: raise the limit with `ulimit -l`"));
+        // Then the limit is not the cause, or not all of it.
+        assert!(!explain(&refused, LockedMemory::Unlimited).contains("ulimit"));
+        assert!(!explain(&io::Error::from_raw_os_error(libc::EFAULT), limit).contains("ulimit"));
     }
 
     #[test]

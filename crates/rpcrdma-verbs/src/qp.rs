@@ -21,6 +21,7 @@
 #![allow(unsafe_code, reason = "posting work on memory that is owned here")]
 
 use std::{
+    cell::Cell,
     collections::{HashMap, VecDeque},
     io::{self, ErrorKind},
     pin::Pin,
@@ -170,6 +171,8 @@ pub(crate) struct VerbsQueuePair {
     nudge: Option<Nudge>,
     /// What `poll` answers when it is over.
     lost: Option<Lost>,
+    /// It was said that the device takes no more memory.
+    complained: Cell<bool>,
 }
 
 struct Nudge {
@@ -237,15 +240,21 @@ impl VerbsQueuePair {
             reason_timer: None,
             nudge,
             lost: None,
+            complained: Cell::new(false),
         }
     }
 
     /// The local key of a region.
     fn register(&self, region: &Region) -> Result<u32, RejectReason> {
-        local_key(&self.domain, region).map_err(|e| {
-            tracing::warn!("{}", registration_failed(&e));
-            RejectReason::Registration
-        })
+        local_key(&self.domain, region).map_err(|e| self.refused(&e))
+    }
+
+    /// Says why the device does not take memory, once: who wants it will try again.
+    fn refused(&self, e: &io::Error) -> RejectReason {
+        if !self.complained.replace(true) {
+            tracing::warn!("{}", registration_failed(e));
+        }
+        RejectReason::Registration
     }
 
     /// Checks a piece of work and prepares its memory.
@@ -280,10 +289,7 @@ impl VerbsQueuePair {
                 // these bytes, and only until they have come.
                 // SAFETY: the registration goes with the work, which keeps the region, and is dropped with it.
                 let sink = unsafe { Mr::of_region(&self.domain, buf, *at, len, Rights::RemoteWrite) };
-                let sink = sink.map_err(|e| {
-                    tracing::warn!("{}", registration_failed(&e));
-                    RejectReason::Registration
-                })?;
+                let sink = sink.map_err(|e| self.refused(&e))?;
                 Ok((sink.lkey, Some(sink)))
             }
         }
@@ -855,10 +861,7 @@ impl QueuePair for VerbsQueuePair {
                     self.exposures.insert(tag, Exposure { region, guard, closing: false });
                     return Ok(Exposed { stag: Stag(tag), offset, len });
                 }
-                Err(e) => {
-                    tracing::warn!("{}", registration_failed(&e));
-                    RejectReason::Registration
-                }
+                Err(e) => self.refused(&e),
             }
         };
         Err(Rejected { why, item: region })
