@@ -491,6 +491,8 @@ pub(crate) struct Connection {
 
 /// How long a Call without a registration waits before it tries again.
 const RETRY: Duration = Duration::from_millis(5);
+/// Why such a Call was given up.
+const UNREGISTERED: &str = "its memory cannot be registered; ulimit -l limits how much can";
 
 impl Connection {
     /// What is known of the server.
@@ -581,7 +583,8 @@ impl Connection {
             let silence = self.waits(dialer).map_or(now + call_timeout, |waits| waits.due(call_timeout));
             if time_is_up(calls).is_some_and(|up| up <= now) {
                 // Those that were never sent can end as they are. Their callers are told in the next turn.
-                calls.expire(inbox, dialer, &"the server is slow");
+                let last = if self.refused { UNREGISTERED } else { "the server is slow" };
+                calls.expire(inbox, dialer, &last);
                 cx.waker().wake_by_ref();
             }
             let up = time_is_up(calls).unwrap_or(silence);
