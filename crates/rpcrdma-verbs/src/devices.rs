@@ -118,6 +118,20 @@ pub fn devices() -> Result<Vec<DeviceInfo>, Unavailable> {
     Ok(listed.into_iter().map(|device| describe(device, manager.clone().err())).collect())
 }
 
+/// The addresses of all devices, if one of them is Linux's siw.
+pub(crate) fn siw_addresses() -> Vec<IpAddr> {
+    let devices = Lib::get().ok().and_then(|lib| sys::list_devices(lib).ok()).unwrap_or_default();
+    if !devices.iter().any(|d| d.opened.as_ref().is_ok_and(|(abilities, _)| abilities.siw)) {
+        return Vec::new();
+    }
+    let mut all: Vec<IpAddr> =
+        devices.iter().filter_map(|d| interface(&d.name)).flat_map(|i| sys::addresses(&i)).collect();
+    // Two devices may share an interface.
+    all.sort();
+    all.dedup();
+    all
+}
+
 /// Whether the kernel's connection manager can be used.
 fn connection_manager() -> Result<(), String> {
     let path = Path::new("/dev/infiniband/rdma_cm");

@@ -4,12 +4,15 @@
 //! Requests arrive on the listener's channel. One that is accepted moves to a channel of its own, gets a queue pair with its
 //! Receives posted, and is answered; the connection begins when the peer confirms.
 //!
+//! All addresses of IPv6 are without those of IPv4 on most iWARP devices, so they are two places, as in Linux. On siw they
+//! also leave out what comes from this machine itself; where there is one, each address that devices have now is a place.
+//!
 //! # When it breaks
 //! If the device goes away, the listener looks for one with its address every second, and listens again where it was.
 
 use std::{
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -24,13 +27,19 @@ use tokio::time::{Sleep, sleep, timeout};
 use crate::{
     Config,
     connect::{make, next, not_connected, open_channel, reads},
+    devices::siw_addresses,
     ffi::Lib,
     qp::VerbsQueuePair,
     sys::{Channel, Device, Event, Happened, Id, Offer},
 };
 
 /// Where requests arrive.
-enum Place {
+struct Place {
+    local: SocketAddr,
+    state: State,
+}
+
+enum State {
     Listening(Id),
     /// The device has gone; when to look for another.
     Gone(Pin<Box<Sleep>>),
@@ -44,29 +53,77 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes connections from RNICs.
 pub struct Listener {
-    place: Place,
+    places: Vec<Place>,
+    /// The place whose turn it is.
+    turn: usize,
     local: SocketAddr,
     config: Config,
 }
 
 impl Listener {
-    /// Listens at `addr`, on the device that has the address, or on all devices if it is unspecified. Must be called in a
-    /// tokio runtime.
+    /// Listens at `addr`, on the device that has the address, or on all devices if it is unspecified; all addresses of IPv6
+    /// include those of IPv4. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// If this machine has no verbs, no device has the address, or the port is taken.
     pub fn bind(addr: SocketAddr, config: Config) -> io::Result<Self> {
-        let id = listen(addr)?;
-        let local = id.local_addr().ok_or(ErrorKind::AddrNotAvailable)?;
-        Ok(Self { place: Place::Listening(id), local, config })
+        let mut local = addr;
+        let (mut places, mut failed) = (Vec::new(), None);
+        for ip in places_of(addr.ip(), siw_addresses) {
+            let mut at = local;
+            at.set_ip(ip);
+            match listen(at) {
+                Ok(id) => {
+                    at = id.local_addr().ok_or(ErrorKind::AddrNotAvailable)?;
+                    local.set_port(at.port());
+                    places.push(Place { local: at, state: State::Listening(id) });
+                }
+                // One of several that devices had a moment ago.
+                Err(e) if ip != addr.ip() && e.kind() != ErrorKind::AddrInUse => {
+                    tracing::debug!(%at, "not listening: {e}");
+                    failed = Some(e);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        match failed {
+            Some(e) if places.is_empty() => Err(e),
+            _ => Ok(Self { places, turn: 0, local, config }),
+        }
+    }
+}
+
+/// The addresses to listen at for one that was asked for; see the module's head.
+fn places_of(asked: IpAddr, siw: impl FnOnce() -> Vec<IpAddr>) -> Vec<IpAddr> {
+    if !asked.is_unspecified() {
+        return vec![asked];
+    }
+    let mut each = siw();
+    each.retain(|ip| asked.is_ipv6() || ip.is_ipv4());
+    match asked {
+        _ if !each.is_empty() => each,
+        IpAddr::V4(_) => vec![asked],
+        IpAddr::V6(_) => vec![Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()],
     }
 }
 
 fn listen(addr: SocketAddr) -> io::Result<Id> {
     let lib = Lib::get()?;
     let mut id = Id::new(&Arc::new(open_channel(lib)?))?;
+    if addr.ip().is_unspecified() {
+        id.keep_to_family()?;
+    }
     id.bind(addr).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENODEV | libc::EADDRNOTAVAIL) => {
+        // The kernel says this of a port that somebody else has at some address.
+        Some(libc::EADDRNOTAVAIL) if addr.ip().is_unspecified() => ErrorKind::AddrInUse.into(),
+        Some(libc::EADDRNOTAVAIL) => io::Error::new(
+            e.kind(),
+            format!(
+                "no RDMA device has the address {}, or another server listens at all addresses: {e}",
+                addr.ip()
+            ),
+        ),
+        Some(libc::ENODEV) => {
             io::Error::new(e.kind(), format!("no RDMA device has the address {}: {e}", addr.ip()))
         }
         _ => e,
@@ -75,25 +132,21 @@ fn listen(addr: SocketAddr) -> io::Result<Id> {
     Ok(id)
 }
 
-impl Seam for Listener {
-    fn local_addr(&self) -> SocketAddr {
-        self.local
-    }
-
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Box<dyn Request>>> {
+impl Place {
+    fn poll_accept(&mut self, cx: &mut Context<'_>, config: &Config) -> Poll<io::Result<Box<dyn Request>>> {
         loop {
-            let id = match &mut self.place {
-                Place::Listening(id) => id,
-                Place::Gone(timer) => {
+            let id = match &mut self.state {
+                State::Listening(id) => id,
+                State::Gone(timer) => {
                     ready!(timer.as_mut().poll(cx));
-                    self.place = match listen(self.local) {
+                    self.state = match listen(self.local) {
                         Ok(id) => {
                             tracing::info!(local = %self.local, "listening again on an RDMA device");
-                            Place::Listening(id)
+                            State::Listening(id)
                         }
                         Err(error) => {
                             tracing::debug!(local = %self.local, %error, "not listening");
-                            Place::Gone(Box::pin(sleep(AGAIN)))
+                            State::Gone(Box::pin(sleep(AGAIN)))
                         }
                     };
                     continue;
@@ -110,17 +163,36 @@ impl Seam for Listener {
                 } => {
                     let Some(peer) = id.peer_addr() else { continue };
                     let asked = (responder_resources, initiator_depth);
-                    let config = self.config.clone();
+                    let config = config.clone();
                     return Poll::Ready(Ok(Box::new(VerbsRequest { id, peer, private_data, asked, config })));
                 }
                 Event { what: Happened::DeviceRemoved | Happened::AddressChanged, .. } => {
                     tracing::warn!(local = %self.local, "the RDMA device has gone, and nobody can connect until it is back");
-                    self.place = Place::Gone(Box::pin(sleep(AGAIN)));
+                    self.state = State::Gone(Box::pin(sleep(AGAIN)));
                 }
                 // A peer that gave up before it was answered.
                 _ => {}
             }
         }
+    }
+}
+
+impl Seam for Listener {
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Box<dyn Request>>> {
+        let count = self.places.len();
+        for _ in 0..count {
+            self.turn = (self.turn + 1) % count;
+            if let Some(place) = self.places.get_mut(self.turn)
+                && let Poll::Ready(request) = place.poll_accept(cx, &self.config)
+            {
+                return Poll::Ready(request);
+            }
+        }
+        Poll::Pending
     }
 }
 
@@ -176,5 +248,23 @@ impl VerbsRequest {
                 Err(ConnectError::Incompatible(format!("the peer did not confirm the connection ({what:?})")))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_are_those_of_both_families_and_on_siw_each_of_them() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let places = |asked: &str, siw: &[&str]| places_of(ip(asked), || siw.iter().map(|s| ip(s)).collect());
+        let both = ["10.0.0.1", "fd00::1"];
+        assert_eq!(places("10.0.0.7", &both), [ip("10.0.0.7")]);
+        assert_eq!(places("::", &[]), [ip("::"), ip("0.0.0.0")]);
+        assert_eq!(places("0.0.0.0", &[]), [ip("0.0.0.0")]);
+        assert_eq!(places("::", &both), both.map(ip));
+        assert_eq!(places("0.0.0.0", &both), [ip("10.0.0.1")]);
+        assert_eq!(places("0.0.0.0", &both[1..]), [ip("0.0.0.0")]);
     }
 }

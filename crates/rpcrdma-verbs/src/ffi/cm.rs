@@ -42,6 +42,11 @@ pub(crate) struct Id {
 /// `RDMA_PS_TCP`: reliable connections.
 pub(crate) const PS_TCP: c_int = 0x0106;
 
+/// `RDMA_OPTION_ID`: the level of an identifier's options.
+pub(crate) const OPTION_ID: c_int = 0;
+/// `RDMA_OPTION_ID_AFONLY`: an int, whether all addresses of IPv6 are without those of IPv4.
+pub(crate) const OPTION_AFONLY: c_int = 2;
+
 /// `struct rdma_conn_param`.
 #[repr(C)]
 #[derive(Clone, Copy)]

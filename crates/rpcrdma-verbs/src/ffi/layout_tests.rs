@@ -126,6 +126,7 @@ fn numbers() -> Facts {
         async_event::CQ_ERR => "IBV_EVENT_CQ_ERR", async_event::QP_FATAL => "IBV_EVENT_QP_FATAL",
         async_event::QP_REQ_ERR => "IBV_EVENT_QP_REQ_ERR", async_event::QP_ACCESS_ERR => "IBV_EVENT_QP_ACCESS_ERR",
         async_event::DEVICE_FATAL => "IBV_EVENT_DEVICE_FATAL", async_event::PORT_ERR => "IBV_EVENT_PORT_ERR",
+        cm::OPTION_ID => "RDMA_OPTION_ID", cm::OPTION_AFONLY => "RDMA_OPTION_ID_AFONLY",
         cm::PS_TCP => "RDMA_PS_TCP", event::ADDR_RESOLVED => "RDMA_CM_EVENT_ADDR_RESOLVED",
         event::ADDR_ERROR => "RDMA_CM_EVENT_ADDR_ERROR", event::ROUTE_RESOLVED => "RDMA_CM_EVENT_ROUTE_RESOLVED",
         event::ROUTE_ERROR => "RDMA_CM_EVENT_ROUTE_ERROR",

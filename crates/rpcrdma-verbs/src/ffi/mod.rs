@@ -74,6 +74,7 @@ library! {
     cm.rdma_destroy_event_channel as destroy_event_channel: fn(*mut cm::EventChannel);
     cm.rdma_create_id as create_id: fn(*mut cm::EventChannel, *mut *mut cm::Id, *mut c_void, c_int) -> c_int;
     cm.rdma_destroy_id as destroy_id: fn(*mut cm::Id) -> c_int;
+    cm.rdma_set_option as set_option: fn(*mut cm::Id, c_int, c_int, *mut c_void, usize) -> c_int;
     cm.rdma_bind_addr as bind_addr: fn(*mut cm::Id, *mut libc::sockaddr) -> c_int;
     cm.rdma_listen as listen: fn(*mut cm::Id, c_int) -> c_int;
     cm.rdma_resolve_addr as resolve_addr: fn(*mut cm::Id, *mut libc::sockaddr, *mut libc::sockaddr, c_int) -> c_int;

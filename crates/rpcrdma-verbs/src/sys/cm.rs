@@ -243,6 +243,21 @@ impl Id {
         check(unsafe { (self.lib.bind_addr)(self.raw.as_ptr(), addr.as_ptr().cast_mut().cast()) })
     }
 
+    /// All addresses of one family are not to include those of the other.
+    pub(crate) fn keep_to_family(&mut self) -> io::Result<()> {
+        let mut yes: c_int = 1;
+        // SAFETY: the identifier is valid; the value is an int, as this option's is, and is read during the call.
+        check(unsafe {
+            (self.lib.set_option)(
+                self.raw.as_ptr(),
+                cm::OPTION_ID,
+                cm::OPTION_AFONLY,
+                ptr::from_mut(&mut yes).cast(),
+                size_of::<c_int>(),
+            )
+        })
+    }
+
     pub(crate) fn listen(&mut self, backlog: i32) -> io::Result<()> {
         // SAFETY: the identifier is valid.
         check(unsafe { (self.lib.listen)(self.raw.as_ptr(), backlog) })

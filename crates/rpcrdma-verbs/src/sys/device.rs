@@ -34,6 +34,8 @@ pub(crate) struct Abilities {
     /// Linux's rxe. It checks accesses through a window against the whole registration behind it, and marks completions of
     /// Sends with Invalidate with the kernel's flag instead of the library's.
     pub(crate) soft_roce: bool,
+    /// Linux's siw.
+    pub(crate) siw: bool,
     /// From so many bytes on, what a request without a signal sends must stay as it is even after a later request has
     /// completed. Linux's siw lends such pages to TCP, and signalled ones it copies.
     pub(crate) lent_from: Option<u32>,
@@ -57,11 +59,12 @@ impl Abilities {
     fn of(transport: c_int, attr: &verbs::DeviceAttr) -> Self {
         let count = |n: c_int| u32::try_from(n).unwrap_or(0);
         let reads = |n: c_int| u8::try_from(n.clamp(0, 255)).unwrap_or(0);
+        let siw = transport == verbs::TRANSPORT_IWARP && attr.vendor_id == verbs::VENDOR_SIW;
         Self {
             iwarp: transport == verbs::TRANSPORT_IWARP,
             soft_roce: transport == verbs::TRANSPORT_IB && attr.vendor_id == verbs::VENDOR_SOFTWARE,
-            lent_from: (transport == verbs::TRANSPORT_IWARP && attr.vendor_id == verbs::VENDOR_SIW)
-                .then_some(SIW_LENDS),
+            siw,
+            lent_from: siw.then_some(SIW_LENDS),
             windows: attr.device_cap_flags & verbs::CAP_WINDOW_TYPE_2B != 0 && attr.max_mw > 0,
             queue_depth: count(attr.max_qp_wr),
             completions: count(attr.max_cqe),
