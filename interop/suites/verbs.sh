@@ -30,6 +30,19 @@ boot_verbs() { # DEVICE [OPTION...]
 }
 end_verbs() { "$guest" stop verbs; }
 
+# Our server in the guest, with these options. On each device it is found at all addresses.
+verbs_serve() {
+    inside "rm -f /tmp/ready
+        rpcrdma serve -v --no-rpcbind --no-root-squash --handle-key /tmp/key --ready-file /tmp/ready $* /srv </dev/null >>/tmp/serve.log 2>&1 &
+        echo \$! >/tmp/serve.pid
+        for i in \$(seq 200); do [ -s /tmp/ready ] && exit; sleep 0.1; done; cat /tmp/serve.log; exit 1"
+}
+# Prints what it has said.
+verbs_serve_stop() {
+    inside -t 60 'kill -INT $(cat /tmp/serve.pid); while [ -d /proc/$(cat /tmp/serve.pid) ]; do sleep 0.1; done
+        ! grep panicked /tmp/serve.log; cat /tmp/serve.log'
+}
+
 # --- The provider suite ---
 
 verbs_suite() { # DEVICE
@@ -97,9 +110,7 @@ verbs_mount() { # DEVICE [OPTION of our server...]
     local device=$1
     shift
     boot_verbs "$device"
-    inside "rpcrdma serve -v --provider verbs --listen $guest_address:20049 --tcp $guest_address:2049 --no-rpcbind \
-        --no-root-squash --handle-key /tmp/key --ready-file /tmp/ready $* /srv </dev/null >/tmp/serve.log 2>&1 & echo \$! >/tmp/serve.pid
-        for i in \$(seq 100); do [ -s /tmp/ready ] && exit; sleep 0.1; done; cat /tmp/serve.log; exit 1"
+    verbs_serve "--provider verbs --tcp $guest_address:2049 $*"
     inside -t 60 "mkdir -p /mnt; mount.nfs $guest_address:/srv /mnt -o rdma,port=20049,vers=3,nolock,mountproto=tcp,mountport=2049"
     inside -t 300 '/interop/posix /mnt/p'
     inside -t 300 'dd if=/dev/urandom of=/tmp/up bs=1M count=16 2>/dev/null; cp /tmp/up /mnt/up; sync; echo 3 >/proc/sys/vm/drop_caches
@@ -107,8 +118,8 @@ verbs_mount() { # DEVICE [OPTION of our server...]
     fact bytes $((2 * 16777216))
     local connections again cuts
     read -r connections again < <(linux_counts)
-    inside -t 60 'cd /; umount /mnt; kill -INT $(cat /tmp/serve.pid); while [ -d /proc/$(cat /tmp/serve.pid) ]; do sleep 0.1; done
-        ! grep panicked /tmp/serve.log; cat /tmp/serve.log' >"$scratch/serve.log"
+    inside -t 60 'cd /; umount /mnt'
+    verbs_serve_stop >"$scratch/serve.log"
     cuts=$(served_cuts)
     fact connections "$connections"
     fact again "$again"
@@ -123,6 +134,99 @@ scenario verbs-mount-siw none 'Linux mounts our server with verbs over iWARP (si
 verbs_mount_siw() { verbs_mount siw; }
 scenario verbs-mount-cuts-rxe none 'the same over RoCE v2 (rxe), and our server cuts its connections'
 verbs_mount_cuts_rxe() { verbs_mount rxe --inject disconnect=1/200,seed=7; }
+scenario verbs-mount-cuts-siw none 'the same over iWARP (siw), and our server cuts its connections'
+verbs_mount_cuts_siw() { verbs_mount siw --inject disconnect=1/200,seed=7; }
+
+# --- The commands, and what they say -------------------------------------------------------------------------------------
+
+says() { # WHAT PATTERN FILE
+    if grep -qE -- "$2" "$3"; then echo "ok: $1"; else echo "FAILED: $1: nothing of \"$2\" in"; cat "$3"; return 1; fi
+}
+
+verbs_commands() { # DEVICE TRANSPORT
+    local device=$1 transport=$2 url=nfs://$guest_address/srv how='--provider verbs --timeout 60' address
+    make_tree "$scratch/tree" 30
+    boot_verbs "$device" --share "$scratch/tree=/given/tree"
+    chmod 755 "$scratch/tree"
+
+    inside 'rpcrdma devices' >"$scratch/devices.log"
+    says 'devices names it' "^${device}0  $transport on eth0 with $guest_address and fd00::15, usable$" "$scratch/devices.log"
+    says 'devices says its limits' '[0-9,]+ requests per queue, .* registrations, messages to' "$scratch/devices.log"
+    inside 'cd /dev/infiniband; mv rdma_cm away; rpcrdma devices; mv away rdma_cm' >"$scratch/no-cm.log"
+    says 'devices says why not' 'not usable: there is no /dev/infiniband/rdma_cm: load the module rdma_ucm' "$scratch/no-cm.log"
+    inside 'mv /usr/lib/x86_64-linux-gnu/librdmacm.so.1 /tmp; ! rpcrdma devices 2>&1; mv /tmp/librdmacm.so.1 /usr/lib/x86_64-linux-gnu' >"$scratch/no-library.log"
+    says 'devices says what is missing' 'no RDMA libraries .*librdmacm1' "$scratch/no-library.log"
+
+    # Under no address in particular it is found at all of them.
+    verbs_serve --provider verbs --tcp none
+    for address in "$guest_address" '[fd00::15]'; do
+        inside "rpcrdma ping -c 3 -i 0.05 $how nfs://$address" >"$scratch/ping.log"
+        says "ping over $address" '^3 round trips' "$scratch/ping.log"
+        says 'ping says over what' "$transport, ${device}0, " "$scratch/ping.log"
+    done
+    inside "rpcrdma ping -v -c 3 -i 0.05 --provider auto nfs://$guest_address 2>&1" >"$scratch/auto.log"
+    says 'auto takes the RNIC' "$transport ${device}0 leads there" "$scratch/auto.log"
+    says 'auto goes over it' "$transport, ${device}0, " "$scratch/auto.log"
+    inside "rpcrdma serve --provider softiwarp --listen 127.0.0.1:20050 --tcp none --no-rpcbind --handle-key /tmp/key \
+        --ready-file /tmp/soft /srv </dev/null >/tmp/soft.log 2>&1 & for i in \$(seq 200); do [ -s /tmp/soft ] && exit; sleep 0.1; done; exit 1"
+    inside 'rpcrdma ping -v -c 3 -i 0.05 --provider auto nfs://127.0.0.1:20050 2>&1' >"$scratch/auto.log"
+    says 'auto takes software iWARP' 'software iWARP: .*no RDMA device leads to 127.0.0.1' "$scratch/auto.log"
+
+    # Somebody else than root: the server acts as him, and connections can be made afterwards, too.
+    inside -t 200 "chmod 666 /dev/infiniband/*; cp -r /given/tree /tmp/his; chown -R 65534:65534 /tmp/his
+        su -s /bin/sh nobody -c 'rpcrdma cp -r $how /tmp/his $url && rpcrdma cp -r $how $url/his /tmp/back'"
+    equal "the files and what was written" "$(host_digest "$scratch/tree")" "$(guest_digest /srv/his)"
+    equal "the files and what was read" "$(host_digest "$scratch/tree")" "$(guest_digest /tmp/back)"
+    inside '[ $(stat -c %u /srv/his/sizes/1) = 65534 ]'
+    inside "ulimit -l 64; ! su -s /bin/sh nobody -c 'rpcrdma ping -c 1 $how nfs://$guest_address' 2>&1" >"$scratch/limit.log"
+    says 'too small a limit of locked memory' 'may lock 64 KiB: raise the limit with `ulimit -l`' "$scratch/limit.log"
+
+    inside -t 60 "mkdir -p /mnt; rpcrdma mount --background $how $url /mnt"
+    inside -t 300 '/interop/posix /mnt/p'
+    inside -t 200 'dd if=/dev/urandom of=/tmp/up bs=1M count=8 2>/dev/null; cp /tmp/up /mnt/up; cmp /tmp/up /srv/up
+        umount /mnt; cp /srv/up /srv/down'
+    inside -t 200 "rpcrdma mount --background $how $url /mnt; cmp /tmp/up /mnt/down; status=\$?; umount /mnt; exit \$status"
+
+    inside -t 200 "rpcrdma demo --provider verbs --cuts 10 --to /tmp /given/tree 2>&1" | tee "$scratch/demo.log"
+    inside -t 200 'rpcrdma bench --provider verbs --pairs 1 --seconds 0.2 --size 4M --dir /srv' | tee "$scratch/bench.log"
+    fact bytes $((2 * $(bytes_in "$scratch/tree") + 2 * 8388608))
+    verbs_serve_stop >"$scratch/serve.log"
+    inside "rdma link delete ${device}0; ! rpcrdma devices 2>&1" >"$scratch/no-device.log"
+    says 'devices says that there is none' 'this machine has no RDMA device' "$scratch/no-device.log"
+    end_verbs
+}
+scenario verbs-commands-rxe none 'devices, ping, cp, mount (FUSE), demo, bench over RoCE v2 (rxe); IPv4, IPv6, as root and not, what auto takes, what is said if something is missing'
+verbs_commands_rxe() { verbs_commands rxe RoCE; }
+scenario verbs-commands-siw none 'the same over iWARP (siw)'
+verbs_commands_siw() { verbs_commands siw iWARP; }
+
+# The kernel waits until nobody has the device open any more, and librdmacm keeps the last one open (docs/verbs.md). So both
+# ends have to go before it has gone.
+verbs_removal() { # DEVICE
+    boot_verbs "$1"
+    # At one address, as a listener at all of them does not care.
+    verbs_serve --provider verbs --listen $guest_address --tcp none
+    inside -t 150 "rpcrdma ping -v -c 0 -i 0.01 --provider verbs --timeout 100 nfs://$guest_address >/tmp/ping.log 2>&1 & ping=\$!
+        has() { for i in \$(seq 300); do grep -q \"\$1\" \$2 && return; sleep 0.1; done; echo \"FAILED: nothing of \$1\"; cat /tmp/ping.log /tmp/serve.log; exit 1; }
+        has '^ *20 ' /tmp/ping.log
+        rdma link delete ${1}0 & removal=\$!
+        has 'the RDMA device has gone' /tmp/serve.log
+        has 'RDMA connection ended' /tmp/serve.log
+        has 'connection lost' /tmp/ping.log
+        has 'no RDMA device leads to .*trying on' /tmp/ping.log
+        kill \$ping \$(cat /tmp/serve.pid); wait \$removal || exit 1
+        ! grep panicked /tmp/ping.log /tmp/serve.log; grep -v '^ ' /tmp/ping.log
+        rdma link add ${1}0 type $1 netdev eth0"
+    verbs_serve --provider verbs --tcp none
+    inside "rpcrdma ping -c 3 -i 0.05 --provider verbs nfs://$guest_address" >"$scratch/ping.log"
+    says 'the device is back' '^3 round trips' "$scratch/ping.log"
+    verbs_serve_stop
+    end_verbs
+}
+scenario verbs-removal-rxe none 'a device of RoCE v2 (rxe) is removed under our client and server, which lose the connection and wait for another'
+verbs_removal_rxe() { verbs_removal rxe; }
+scenario verbs-removal-siw none 'the same with a device of iWARP (siw)'
+verbs_removal_siw() { verbs_removal siw; }
 
 # --- Two iWARP stacks on one TCP connection: verbs on siw in the guest, software iWARP on the host ----------------------
 
@@ -130,9 +234,7 @@ scenario verbs-softiwarp-client none 'software iWARP on the host on our server w
 verbs_softiwarp_client() {
     make_tree "$scratch/tree" 100
     boot_verbs siw --forward 20049
-    inside "rpcrdma serve -v --provider verbs --listen $guest_address:20049 --tcp none --no-rpcbind --no-root-squash \
-        --handle-key /tmp/key --ready-file /tmp/ready /srv </dev/null >/tmp/serve.log 2>&1 & echo \$! >/tmp/serve.pid
-        for i in \$(seq 100); do [ -s /tmp/ready ] && exit; sleep 0.1; done; cat /tmp/serve.log; exit 1"
+    verbs_serve --provider verbs --tcp none
     local how=(--timeout 60 --crc off --inject disconnect=1/200,seed=8)
     ours cp -r "${how[@]}" "$scratch/tree" "$(url)"
     equal "the files and what was written" "$(host_digest "$scratch/tree")" "$(guest_digest /srv/tree)"
