@@ -28,7 +28,10 @@
 //!
 //! # Limits
 //! Queues are as long as asked for and the device allows; what does not fit waits here. Registered memory is locked, so
-//! `RLIMIT_MEMLOCK` has to allow for it.
+//! `RLIMIT_MEMLOCK` has to allow for it; a connection whose Receives alone would not fit is not made.
+//!
+//! Threads that connect, listen and poll must not change their user or groups, not even for a moment: the kernel then refuses
+//! them the devices and channels that were opened before.
 
 mod connect;
 mod devices;
