@@ -3,7 +3,8 @@
 //! # Removing what is open
 //! A server would forget a file with its last name. So the last name of a file that is open here is not removed but
 //! changed to `.nfs` with the file's number, as other clients do, and that name is removed when the file is closed. A
-//! directory with such a file in it cannot be removed yet.
+//! directory with such a file in it cannot be removed yet. A file that is replaced by a rename gets the other name in
+//! addition, and first: there is no moment without a file of the name, and nothing is lost if the rename fails.
 
 use std::{
     sync::{
@@ -195,9 +196,16 @@ impl Shared {
     /// Removes a name that is not a directory's.
     pub(crate) async fn unlink(&self, user: &Arc<User>, dir: &Arc<Inode>, name: &[u8]) -> Result<(), Fail> {
         check(name)?;
-        if !self.hide_if_open(user, dir, name, None).await? {
-            let change = dir.begin_change();
-            change.left(user.mount.remove(dir.handle, name).await?.after.as_ref());
+        let open = self.find_open(user, dir, name).await?;
+        let change = dir.begin_change();
+        match open {
+            None => change.left(user.mount.remove(dir.handle, name).await?.after.as_ref()),
+            Some(file) => {
+                let spare = free_name(user, dir, &file).await?;
+                let moved = user.mount.rename((dir.handle, name), (dir.handle, &spare)).await?;
+                change.left(moved.to.after.as_ref());
+                self.hide(user, dir, spare, &file.inode).await;
+            }
         }
         self.writer.advance();
         Ok(())
@@ -241,33 +249,43 @@ impl Shared {
     ) -> Result<(), Fail> {
         check(from.1)?;
         check(to.1)?;
-        // What is replaced may be open.
-        self.hide_if_open(user, to.0, to.1, Some((from.0, from.1))).await?;
         let change = from.0.begin_change();
         let elsewhere = (from.0.handle != to.0.handle).then(|| to.0.begin_change());
-        let renamed = user.mount.rename((from.0.handle, from.1), (to.0.handle, to.1)).await?;
+        // What is replaced may be open.
+        let replaced = match self.find_open(user, to.0, to.1).await? {
+            // Two names of one file: nothing happens to it.
+            Some(file) if user.mount.lookup(from.0.handle, from.1).await?.object == file.inode.handle => None,
+            Some(file) => Some((spare(user, to.0, to.1, &file).await?, file.inode)),
+            None => None,
+        };
+        let renamed = match user.mount.rename((from.0.handle, from.1), (to.0.handle, to.1)).await {
+            Ok(renamed) => renamed,
+            Err(e) => {
+                // If nobody knows what has become of it, both names may be needed.
+                if let Some((spare, _)) = replaced.filter(|_| e.status().is_some()) {
+                    spare.give_up(user, to.0, to.1).await;
+                }
+                return Err(e.into());
+            }
+        };
         change.left(renamed.from.after.as_ref());
         if let Some(change) = elsewhere {
             change.left(renamed.to.after.as_ref());
+        }
+        if let Some((spare, inode)) = replaced {
+            self.hide(user, to.0, spare.name, &inode).await;
         }
         self.writer.advance();
         Ok(())
     }
 
-    /// If a name is the last one of a file that is open here, changes it to one that nobody uses; not if `instead` is
-    /// what will be there and is the same file, for then nothing happens to it.
-    async fn hide_if_open(
-        &self,
-        user: &Arc<User>,
-        dir: &Arc<Inode>,
-        name: &[u8],
-        instead: Option<(&Inode, &[u8])>,
-    ) -> Result<bool, Fail> {
+    /// The file of this name, if it is open here and has no other.
+    async fn find_open(&self, user: &User, dir: &Inode, name: &[u8]) -> Result<Option<Found>, Fail> {
         if self.files.is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
         let found = match user.mount.lookup(dir.handle, name).await {
-            Err(e) if e.status() == Some(Status::NOENT) => return Ok(false),
+            Err(e) if e.status() == Some(Status::NOENT) => return Ok(None),
             found => found?,
         };
         let attributes = match found.attributes {
@@ -275,34 +293,21 @@ impl Shared {
             None => user.mount.getattr(found.object).await?,
         };
         if attributes.file_type == FileType::Directory || attributes.nlink > 1 {
-            return Ok(false);
+            return Ok(None);
         }
-        let Some(inode) = self.inodes.find(found.object, &attributes) else { return Ok(false) };
-        if inode.opens.load(Ordering::Acquire) == 0 || inode.is_hidden() {
-            return Ok(false);
-        }
-        if let Some((dir, name)) = instead
-            && user.mount.lookup(dir.handle, name).await?.object == inode.handle
-        {
-            return Ok(false);
-        }
-        let hidden_name = loop {
-            let candidate = format!(".nfs{:016x}{:08x}", attributes.fileid, unique() as u32).into_bytes();
-            match user.mount.lookup(dir.handle, &candidate).await {
-                Err(e) if e.status() == Some(Status::NOENT) => break candidate,
-                taken => taken?,
-            };
-        };
-        let change = dir.begin_change();
-        let renamed = user.mount.rename((dir.handle, name), (dir.handle, &hidden_name)).await?;
-        change.left(renamed.to.after.as_ref());
+        let open = |inode: &Arc<Inode>| inode.opens.load(Ordering::Acquire) > 0 && !inode.is_hidden();
+        let inode = self.inodes.find(found.object, &attributes).filter(open);
+        Ok(inode.map(|inode| Found { inode, id: attributes.fileid }))
+    }
+
+    /// Remembers the name that an open file has only for us.
+    async fn hide(&self, user: &Arc<User>, dir: &Arc<Inode>, name: Vec<u8>, inode: &Inode) {
         self.hidden.hide(dir.number);
-        inode.hide(Hidden { dir: Arc::clone(dir), name: hidden_name, user: Arc::clone(user) });
+        inode.hide(Hidden { dir: Arc::clone(dir), name, user: Arc::clone(user) });
         // Its last program may have gone meanwhile.
         if inode.opens.load(Ordering::Acquire) == 0 {
-            self.uncover(&inode).await;
+            self.uncover(inode).await;
         }
-        Ok(true)
     }
 
     /// Removes a file that nobody has open any more and that has no name of its own.
@@ -319,6 +324,69 @@ impl Shared {
             _ => {}
         }
         self.hidden.left(dir.number);
+    }
+}
+
+/// A file that is open here, as it was found by its only name.
+struct Found {
+    inode: Arc<Inode>,
+    /// Its number on the server.
+    id: u64,
+}
+
+impl Found {
+    /// A name of ours for it, which hardly anybody uses.
+    fn another_name(&self) -> Vec<u8> {
+        format!(".nfs{:016x}{:08x}", self.id, unique() as u32).into_bytes()
+    }
+}
+
+/// A name for a file that loses its own: one that nobody uses.
+async fn free_name(user: &User, dir: &Inode, file: &Found) -> Result<Vec<u8>, Fail> {
+    loop {
+        let candidate = file.another_name();
+        match user.mount.lookup(dir.handle, &candidate).await {
+            Err(e) if e.status() == Some(Status::NOENT) => return Ok(candidate),
+            taken => drop(taken?),
+        }
+    }
+}
+
+/// A name that a file has been given because it is about to lose its own.
+struct Spare {
+    name: Vec<u8>,
+    /// It has lost its own already.
+    moved: bool,
+}
+
+/// Gives an open file a spare name.
+async fn spare(user: &User, dir: &Inode, name: &[u8], file: &Found) -> Result<Spare, Fail> {
+    loop {
+        let spare = file.another_name();
+        match user.mount.link(file.inode.handle, dir.handle, &spare).await {
+            Ok(_) => return Ok(Spare { name: spare, moved: false }),
+            Err(e) if e.status() == Some(Status::EXIST) => {}
+            // A server that makes no links, or not this one.
+            Err(e) if e.status().is_some() => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let spare = free_name(user, dir, file).await?;
+    user.mount.rename((dir.handle, name), (dir.handle, &spare)).await?;
+    Ok(Spare { name: spare, moved: true })
+}
+
+impl Spare {
+    /// The file keeps its own name after all.
+    async fn give_up(self, user: &User, dir: &Inode, name: &[u8]) {
+        let done = if self.moved {
+            user.mount.rename((dir.handle, &self.name), (dir.handle, name)).await.map(drop)
+        } else {
+            user.mount.remove(dir.handle, &self.name).await.map(drop)
+        };
+        if let Err(e) = done {
+            tracing::warn!(name = %String::from_utf8_lossy(&self.name), "a file keeps a name of ours: {e}");
+        }
     }
 }
 

@@ -233,6 +233,48 @@ fn a_file_lives_on_without_a_name() {
 }
 
 #[test]
+fn a_rename_that_fails_leaves_the_open_file_its_name() {
+    let Some(rig) = Rig::start("") else { return };
+    let (from, to) = (rig.dir().join("from"), rig.dir().join("to"));
+    fs::write(&from, b"new").unwrap();
+    fs::write(&to, b"old").unwrap();
+    let open = File::open(&to).unwrap();
+    // Behind the back of the kernel, which would not even ask.
+    fs::remove_file(rig.served().join("from")).unwrap();
+    fs::create_dir(rig.served().join("from")).unwrap();
+    assert_eq!(fs::rename(&from, &to).unwrap_err().kind(), ErrorKind::NotADirectory);
+    assert_eq!(fs::read(rig.served().join("to")).unwrap(), b"old");
+    drop(open);
+    assert_eq!(fs::read(&to).unwrap(), b"old");
+    assert_eq!(fs::read_dir(rig.served()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_name_that_is_given_to_other_files_is_always_there() {
+    // Each open asks for the name.
+    let Some(rig) = Rig::start("noac") else { return };
+    let (from, to) = (rig.dir().join("from"), rig.dir().join("to"));
+    fs::write(&to, b"first").unwrap();
+    let replaced = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..200 {
+                // Open when it is replaced.
+                let held = File::open(&to).unwrap();
+                fs::write(&from, b"another").unwrap();
+                fs::rename(&from, &to).unwrap();
+                drop(held);
+            }
+            replaced.store(true, std::sync::atomic::Ordering::Release);
+        });
+        while !replaced.load(std::sync::atomic::Ordering::Acquire) {
+            File::open(&to).unwrap();
+        }
+    });
+    assert_eq!(fs::read(&to).unwrap(), b"another");
+}
+
+#[test]
 fn opening_shows_what_others_have_written() {
     let Some(rig) = Rig::start("actimeo=600") else { return };
     let (here, there) = (rig.dir().join("file"), rig.served().join("file"));
