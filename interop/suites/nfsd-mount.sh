@@ -83,7 +83,7 @@ nfsd_mount_cuts() {
     count_mount_cuts 0
 }
 
-scenario nfsd-mount-cuts-sockets "$roomy" "the same, and the server's TCP connections are killed (ss -K), too"
+scenario nfsd-mount-cuts-sockets "$roomy" "our mount of nfsd: POSIX programs, git and a part of pjdfstest; our client cuts, and the server's TCP connections are killed (ss -K)"
 nfsd_mount_cuts_sockets() {
     killer sport 20049 0.7
     suites_on_nfsd --quick --cuts 2000 posix git pjd
