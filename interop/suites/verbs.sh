@@ -55,10 +55,10 @@ verbs_suite() { # DEVICE
     cp "$program" "$scratch/provider_suite"
     boot_verbs "$1" --add "$scratch/provider_suite"
     local run="RPCRDMA_VERBS_ADDRESS=$guest_address provider_suite --test-threads 1" passed
-    inside -t 400 "$run verbs" | tee "$scratch/suite.log"
+    inside -t 900 "$run verbs" | tee "$scratch/suite.log"
     # What a device sends late shows what it looks at late.
-    inside -t 100 "/usr/bin/tc qdisc add dev lo root netem delay 4ms; $run memory_is_free" | tee -a "$scratch/suite.log"
-    inside -t 100 "/usr/bin/tc qdisc del dev lo root; ${run/$guest_address/fd00::15} verbs::" | tee -a "$scratch/suite.log"
+    inside -t 300 "/usr/bin/tc qdisc add dev lo root netem delay 4ms; $run memory_is_free" | tee -a "$scratch/suite.log"
+    inside -t 300 "/usr/bin/tc qdisc del dev lo root; ${run/$guest_address/fd00::15} verbs::" | tee -a "$scratch/suite.log"
     passed=$(sed -nE 's/^test result: ok\. ([0-9]+) passed.*/\1/p' "$scratch/suite.log" | awk '{ n += $1 } END { print n }')
     expect "tests of the provider suite that passed" "${passed:-0} >= 114"
     end_verbs
