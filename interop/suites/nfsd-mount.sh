@@ -4,7 +4,7 @@
 roomy='server --memory 4096 --append interop.room=3g'
 
 # Runs them: [NAME=VALUE...] OPTION... SUITE... The mount's log is added to ours.log, where connections and losses are counted.
-# nfsd is found by its ports; a Call that it has not answered is sent once more after ten seconds.
+# nfsd is found by its ports.
 suites_on_nfsd() {
     local settings=() status=0 log=warn,rpcrdma::client::rdma=debug,rpcrdma::client::link=info
     while [[ ${1:-} == [A-Z]*=* ]]; do settings+=("$1"); shift; done
@@ -12,7 +12,7 @@ suites_on_nfsd() {
     # A guest that ends leaves programs that wait for a hard mount.
     timeout --foreground -k 120 1500 env LOGS="$scratch/logs" RPCRDMA_LOG="$log" "${settings[@]}" \
         "$root/scripts/mount-suites" --rpcrdma "$rpcrdma" --url "$(url)" --client --mount-port="$(mount_port)" \
-        --client --crc=off --client --timeo=100 "$@" 2>&1 | tee "$scratch/suites" || status=$?
+        --client --crc=off "$@" 2>&1 | tee "$scratch/suites" || status=$?
     cat "$scratch/logs/mount.log" >>"$scratch/ours.log" || true
     ((status != SKIPPED)) || skip "$(sed -n 's/^SKIP: //p' "$scratch/suites")"
     ((status == 0)) || { echo "FAILED: $(grep -a FAILED "$scratch/suites" | tail -1)"; return 1; }
@@ -66,6 +66,9 @@ nfsd_mount_gittest() {
     undisturbed
 }
 
+# A Call that nfsd says nothing to, for it executes it a first time, is sent once more after ten seconds.
+impatient=(--client --timeo=100)
+
 # How often the mount was cut, $1 times not by us, and that nothing else ended a connection.
 count_mount_cuts() {
     fact cuts $(($1 + $(own_cuts)))
@@ -79,14 +82,14 @@ count_mount_cuts() {
 
 scenario nfsd-mount-cuts "$roomy" 'our mount of nfsd: POSIX programs, git and a part of pjdfstest, and our client cuts'
 nfsd_mount_cuts() {
-    suites_on_nfsd --quick --cuts 500 posix git pjd
+    suites_on_nfsd --quick --cuts 500 "${impatient[@]}" posix git pjd
     count_mount_cuts 0
 }
 
 scenario nfsd-mount-cuts-sockets "$roomy" "our mount of nfsd: POSIX programs, git and a part of pjdfstest; our client cuts, and the server's TCP connections are killed (ss -K)"
 nfsd_mount_cuts_sockets() {
     killer sport 20049 0.7
-    suites_on_nfsd --quick --cuts 2000 posix git pjd
+    suites_on_nfsd --quick --cuts 2000 "${impatient[@]}" posix git pjd
     count_mount_cuts "$(killer_off)"
 }
 
