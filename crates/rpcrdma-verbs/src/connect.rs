@@ -22,8 +22,8 @@ use rpcrdma_fabric::{
 use tokio::time::timeout;
 
 use crate::{
-    Config, Protection, Transport,
-    devices::{locked_memory, receives_fit, registration_failed},
+    Config, Protection, Transport, Unavailable,
+    devices::{connection_manager, devices, locked_memory, receives_fit, registration_failed},
     ffi::Lib,
     qp::{Made, VerbsQueuePair, local_key},
     sys::{Channel, Device, DomainKind, Event, Happened, Id, Offer, Qp, Want},
@@ -136,8 +136,11 @@ async fn resolve(to: SocketAddr, config: &Config) -> Result<Id, ConnectError> {
 /// A channel to the kernel's connection manager.
 pub(crate) fn open_channel(lib: &'static Lib) -> io::Result<Channel> {
     Channel::new(lib).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENOSYS) => {
-            io::Error::from(crate::Unavailable::Kernel("no connection manager".to_owned()))
+        // The library says so when it finds no device, without a look at the connection manager.
+        Some(libc::ENODEV) => devices().err().unwrap_or(Unavailable::NoDevice).into(),
+        Some(libc::ENOENT | libc::ENOSYS) => Unavailable::Kernel("no connection manager".to_owned()).into(),
+        Some(libc::EACCES | libc::EPERM) => {
+            io::Error::new(e.kind(), connection_manager().err().unwrap_or(e.to_string()))
         }
         _ => e,
     })

@@ -112,10 +112,23 @@ pub fn devices() -> Result<Vec<DeviceInfo>, Unavailable> {
         _ => Unavailable::Kernel(e.to_string()),
     })?;
     if listed.is_empty() {
-        return Err(Unavailable::NoDevice);
+        return Err(none_listed(kernel_devices()));
     }
     let manager = connection_manager();
     Ok(listed.into_iter().map(|device| describe(device, manager.clone().err())).collect())
+}
+
+/// The devices that the kernel has, whether or not the library knows what to do with them.
+fn kernel_devices() -> Vec<String> {
+    let listed = std::fs::read_dir("/sys/class/infiniband").into_iter().flatten().flatten();
+    let mut names: Vec<_> = listed.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// Why the library lists nothing, of what the kernel has.
+fn none_listed(kernel: Vec<String>) -> Unavailable {
+    if kernel.is_empty() { Unavailable::NoDevice } else { Unavailable::NoDriver(kernel) }
 }
 
 /// The addresses of all devices, if one of them is Linux's siw.
@@ -133,7 +146,7 @@ pub(crate) fn siw_addresses() -> Vec<IpAddr> {
 }
 
 /// Whether the kernel's connection manager can be used.
-fn connection_manager() -> Result<(), String> {
+pub(crate) fn connection_manager() -> Result<(), String> {
     let path = Path::new("/dev/infiniband/rdma_cm");
     match std::fs::OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(()),
@@ -256,6 +269,13 @@ mod tests {
             Ok(devices) => assert!(!devices.is_empty()),
             Err(why) => assert!(why.to_string().contains(": ") || why.to_string().contains("; "), "{why}"),
         }
+    }
+
+    #[test]
+    fn devices_without_a_driver_are_named() {
+        assert_eq!(none_listed(Vec::new()), Unavailable::NoDevice);
+        let why = none_listed(vec!["mlx5_0".to_owned(), "mlx5_1".to_owned()]).to_string();
+        assert!(why.starts_with("no driver for mlx5_0, mlx5_1: install ibverbs-providers"), "{why}");
     }
 
     #[test]

@@ -86,6 +86,8 @@ pub enum Unavailable {
     Kernel(String),
     /// There is no RDMA device.
     NoDevice,
+    /// The kernel has these devices, and the libraries no driver for any of them.
+    NoDriver(Vec<String>),
 }
 
 impl fmt::Display for Unavailable {
@@ -98,6 +100,11 @@ impl fmt::Display for Unavailable {
             Self::Kernel(why) => {
                 write!(f, "the kernel's RDMA cannot be used ({why}): load the modules ib_uverbs and rdma_ucm")
             }
+            Self::NoDriver(devices) => write!(
+                f,
+                "no driver for {}: install ibverbs-providers, and see that the module ib_uverbs is loaded",
+                devices.join(", ")
+            ),
             Self::NoDevice => f.write_str(
                 "this machine has no RDMA device; \
                  a software one is made with `rdma link add rxe0 type rxe netdev eth0` or `... siw0 type siw ...`",
