@@ -210,6 +210,8 @@ impl Qp {
                         // What was asked for is what the completion queue has room for.
                         max_send_wr: attr.cap.max_send_wr.min(want.sends),
                         max_recv_wr: attr.cap.max_recv_wr.min(want.recvs),
+                        // Drivers give more than was asked for.
+                        max_inline_data: attr.cap.max_inline_data.min(want.inline),
                         ..attr.cap
                     };
                     let alarm = Alarm::new(raw, completions.cq, id.port());
