@@ -104,8 +104,9 @@ enum UnderWay {
 
 /// A region that the peer can reach.
 struct Exposure {
-    region: Region,
+    /// In front of the region: nobody can reach it when it is dropped.
     guard: Guard,
+    region: Region,
     /// Its invalidation is on its way.
     closing: bool,
 }

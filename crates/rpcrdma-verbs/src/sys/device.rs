@@ -150,20 +150,25 @@ pub(crate) fn list_devices(lib: &Lib) -> io::Result<Vec<ListedDevice>> {
         }
         // SAFETY: an entry of the list.
         let (name, transport) = unsafe { (name(device), (*device).transport_type) };
-        devices.push(ListedDevice { name, transport, opened: look_inside(lib, device, transport) });
+        // SAFETY: the list is freed below.
+        let opened = unsafe { look_inside(lib, device, transport) };
+        devices.push(ListedDevice { name, transport, opened });
     }
     // SAFETY: the list came from the library, and devices that are open stay so.
     unsafe { (lib.free_device_list)(list) };
     Ok(devices)
 }
 
-/// Opens a device for a moment. `device` is an entry of a list that has not been freed.
-fn look_inside(
+/// Opens a device for a moment.
+///
+/// # Safety
+/// `device` is an entry of a list that has not been freed.
+unsafe fn look_inside(
     lib: &Lib,
     device: *mut verbs::Device,
     transport: c_int,
 ) -> io::Result<(Abilities, Vec<Port>)> {
-    // SAFETY: the only caller passes an entry of a list that it has not freed.
+    // SAFETY: an entry of a list that has not been freed, as the caller promises.
     let context = unsafe { (lib.open_device)(device) };
     if context.is_null() {
         return Err(io::Error::last_os_error());
