@@ -8,7 +8,10 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use clap::ValueEnum;
@@ -16,6 +19,8 @@ use rpcrdma::{
     fabric::{BoxFuture, BoxQueuePair, ConnectError, Connector, Listener, Start},
     iwarp,
 };
+
+use crate::out;
 
 /// Which provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,7 +41,7 @@ impl Provider {
         match self {
             Self::Softiwarp => Arc::new(soft),
             Self::Verbs => Arc::new(verbs),
-            Self::Auto => Arc::new(Auto { verbs, soft }),
+            Self::Auto => Arc::new(Auto { verbs, soft, told: AtomicBool::new(false) }),
         }
     }
 
@@ -88,12 +93,12 @@ impl Provider {
             Self::Verbs => verbs(),
             Self::Auto => match verbs() {
                 Ok(listener) => {
-                    tracing::info!(%addr, "listening on RNICs");
+                    out::note("listening on RNICs");
                     Ok(listener)
                 }
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err(e),
                 Err(why) => {
-                    tracing::info!(%addr, "listening with software iWARP: {why}");
+                    out::note(&format!("listening with software iWARP: {why}"));
                     soft()
                 }
             },
@@ -105,19 +110,30 @@ impl Provider {
 struct Auto {
     verbs: rpcrdma_verbs::Connector,
     soft: iwarp::Connector,
+    /// The user has been told of the first decision.
+    told: AtomicBool,
 }
 
 impl Auto {
     async fn choose(&self, to: SocketAddr) -> &dyn Connector {
         match rpcrdma_verbs::route(to, &rpcrdma_verbs::Config::default()).await {
             Ok(route) => {
-                tracing::info!(%to, "{} {} leads there", route.transport, route.device);
+                self.tell(&format!("{to}: {} {} leads there", route.transport, route.device));
                 &self.verbs
             }
             Err(why) => {
-                tracing::info!(%to, "software iWARP: {why}");
+                let why = if let ConnectError::Io(e) = why { e.to_string() } else { why.to_string() };
+                self.tell(&format!("{to}: software iWARP: {why}"));
                 &self.soft
             }
+        }
+    }
+
+    fn tell(&self, decision: &str) {
+        if self.told.swap(true, Ordering::Relaxed) {
+            tracing::info!("{decision}");
+        } else {
+            out::note(decision);
         }
     }
 }
