@@ -35,6 +35,11 @@ trait Provider {
     fn connector(&self) -> Box<dyn Connector>;
 }
 
+/// Says of a test that it passes without having tried all it is for. Whoever runs the suite on a device counts these lines.
+fn skipped(why: &str) {
+    println!("skipped: {why}");
+}
+
 macro_rules! suite {
     ($provider:ident, $make:expr; $($test:ident),* $(,)?) => {
         mod $provider {
@@ -43,8 +48,7 @@ macro_rules! suite {
                 async fn $test() {
                     let provider: &dyn super::Provider = &$make;
                     if let Some(why) = provider.missing() {
-                        println!("skipped: {why}");
-                        return;
+                        return super::skipped(&why);
                     }
                     super::in_time(super::$test(provider)).await;
                 }
@@ -506,10 +510,10 @@ async fn only_the_exposed_bytes_are_reachable(provider: &dyn Provider) {
 
 async fn rights_are_kept(provider: &dyn Provider) {
     refused(provider, Access::RemoteRead, write).await;
-    // Linux siw gives nothing to such a Read, but says so only when the connection ends.
-    if !connect(provider).await.active.qp.peer().transport.contains("siw") {
-        refused(provider, Access::RemoteWrite, read).await;
+    if connect(provider).await.active.qp.peer().transport.contains("siw") {
+        return skipped("siw says only at the end that it gives nothing to a Read of what is for writing");
     }
+    refused(provider, Access::RemoteWrite, read).await;
 }
 
 async fn an_invalidated_tag_is_dead(provider: &dyn Provider) {
@@ -525,7 +529,7 @@ async fn an_invalidated_tag_is_dead(provider: &dyn Provider) {
 async fn a_message_invalidates_a_tag(provider: &dyn Provider) {
     let mut pair = connect(provider).await;
     if !pair.active.qp.peer().remote_invalidation {
-        return;
+        return skipped("no remote invalidation");
     }
     let target = pair.active.expose(&[0; 50], Access::RemoteWrite);
     pair.passive.qp.post(write(at(target))).unwrap();
