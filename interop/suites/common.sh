@@ -31,11 +31,35 @@ serve_stop() {
 # RDMA connections that our servers had in this scenario, those that were killed included.
 served_connections() { grep -ac 'RDMA connection ended' "$scratch/serve.log" || true; }
 served_cuts() { grep -ac 'RDMA connection ended: an injected fault' "$scratch/serve.log" || true; }
-# The last value of one of the server's counters.
+# The last value of one of the server's counters that it has told.
+last_count() { { grep -aoE "[ ,]$1 [0-9,]*[0-9]" "$scratch/serve.log" || echo 0; } | tail -1 | grep -oE '[0-9,]+$' | tr -d ,; }
+# The value of one of the server's counters.
 counter() {
     kill -USR1 "$server"
     sleep 0.5
-    { grep -aoE "[ ,]$1 [0-9,]*[0-9]" "$scratch/serve.log" || echo 0; } | tail -1 | grep -oE '[0-9,]+$' | tr -d ,
+    last_count "$1"
+}
+# Whether all RDMA connections have ended, as the server has told last. What comes beyond the grant is counted at the end of each.
+all_have_ended() { grep -a '^  rdma ' "$scratch/serve.log" | tail -1 | grep -q 'connections \([0-9,]*\), closed \1,'; }
+within_the_grant() {
+    all_ended() { counter closed >/dev/null && all_have_ended; }
+    wait_for 10 all_ended || { echo "FAILED: connections of the server's that do not end"; return 1; }
+    expect "Calls beyond the grant" "$(last_count 'beyond the grant') == 0"
+}
+# How a scenario's server is stopped; one that runs elsewhere is stopped in another way.
+stop_server=serve_stop
+# That a server of ours has executed what changes something once for each thing of a tree, though it was asked more often,
+# while the tree was copied to it and removed.
+executed_once() { # TREE
+    local files dirs links
+    files=$(find "$1" -type f | wc -l) dirs=$(find "$1" -type d | wc -l) links=$(find "$1" -type l | wc -l)
+    expect "CREATE, once for each file" "$(last_count CREATE) == $files"
+    expect "RENAME, once for each file, which is whole then" "$(last_count RENAME) == $files"
+    expect "MKDIR, once for each directory" "$(last_count MKDIR) == $dirs"
+    expect "SYMLINK, once for each link" "$(last_count SYMLINK) == $links"
+    expect "REMOVE, once for each file and link" "$(last_count REMOVE) == $files + $links"
+    expect "RMDIR, once for each directory" "$(last_count RMDIR) == $dirs"
+    expect "Calls that came again and were answered without being executed" "$(last_count replayed) > 0"
 }
 
 # --- Linux's client -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ finish_mount() {
     local connections again
     read -r connections again < <(linux_counts)
     unmount
-    serve_stop
+    "$stop_server"
     fact again "$again"
     fact connections "$connections"
     if [[ ${1:-} ]]; then fact cuts "$1"; else fact cuts 0; expect "connections" "$connections == 1"; fi
