@@ -36,7 +36,7 @@ verbs_serve() {
     inside "rm -f /tmp/ready /tmp/serve.status
         { sh -c 'echo \$\$ >/tmp/serve.pid
             exec rpcrdma serve -v --no-rpcbind --no-root-squash --handle-key /tmp/key --ready-file /tmp/ready $* /srv'
-            echo \$? >/tmp/serve.status; } </dev/null >>/tmp/serve.log 2>&1 &
+            echo \$? >/tmp/serve.status; } </dev/null >/tmp/serve.log 2>&1 &
         for i in \$(seq 200); do [ -s /tmp/ready ] && exit; sleep 0.1; done; cat /tmp/serve.log; exit 1"
 }
 # Stops it when its connections have ended, and leaves what it has said, with its counters, in $scratch/serve.log.
@@ -45,7 +45,7 @@ verbs_serve_stop() {
         for i in $(seq 60); do kill -USR1 $(cat /tmp/serve.pid); sleep 0.3; ended && break; done
         ended || echo "FAILED: connections of the server do not end"
         kill -INT $(cat /tmp/serve.pid); until [ -s /tmp/serve.status ]; do sleep 0.1; done
-        cat /tmp/serve.log; ended && ! grep -q panicked /tmp/serve.log && [ $(cat /tmp/serve.status) = 0 ]' | tee "$scratch/serve.log"
+        cat /tmp/serve.log; ended && ! grep -q panicked /tmp/serve.log && [ $(cat /tmp/serve.status) = 0 ]' | tee -a "$scratch/serve.log"
     expect "Calls beyond the grant" "$(last_count 'beyond the grant') == 0"
 }
 
@@ -274,6 +274,42 @@ scenario verbs-removal-rxe none 'a device of RoCE v2 (rxe) is removed under our 
 verbs_removal_rxe() { verbs_removal rxe; }
 scenario verbs-removal-siw none 'the same with a device of iWARP (siw)'
 verbs_removal_siw() { verbs_removal siw; }
+
+# The port of a device goes down with its interface. Both ends lose the connection, and both can be ended at any time. What a
+# device makes of an interface that is up again, it says for itself: siw goes on, even before that, as what comes from its own
+# machine goes through no interface; rxe answers nobody until it has been made anew.
+verbs_port() { # DEVICE WHAT-THE-CLIENT-SAYS-THEN [COMMAND that helps the device]
+    boot_verbs "$1"
+    verbs_serve --provider verbs --tcp none
+    # The way to this guest is through the same interface, so it has to be up again whatever happens.
+    inside -t 200 "{ sh -c 'echo \$\$ >/tmp/ping.pid
+            exec rpcrdma ping -v -c 0 -i 0.01 --provider verbs --timeout 0 nfs://$guest_address'
+            echo \$? >/tmp/ping.status; } </dev/null >/tmp/ping.log 2>&1 &
+        has() { for i in \$(seq 400); do grep -q \"\$1\" \$2 && return; sleep 0.1; done; echo \"FAILED: nothing of \$1\"; cat /tmp/serve.log; grep -v '^ ' /tmp/ping.log; exit 1; }
+        trap 'ip link set eth0 up' EXIT
+        trap 'exit 1' TERM
+        has '^ *20 ' /tmp/ping.log
+        ip link set eth0 down
+        has 'RDMA connection ended: ' /tmp/serve.log
+        has 'connection lost: ' /tmp/ping.log
+        grep -h 'RDMA connection ended: the connection broke: network down\|connection lost: the connection broke: network down' /tmp/serve.log /tmp/ping.log || exit 1
+        ip link set eth0 up
+        has '$2' /tmp/ping.log
+        kill -INT \$(cat /tmp/ping.pid)
+        has 0 /tmp/ping.status
+        if grep panicked /tmp/ping.log; then exit 1; fi; grep -v '^ ' /tmp/ping.log"
+    verbs_serve_stop
+    inside "${3:-true}"
+    verbs_serve --provider verbs --tcp none
+    inside "rpcrdma ping -c 3 -i 0.05 --provider verbs nfs://$guest_address" >"$scratch/ping.log"
+    says 'it goes on' '^3 round trips' "$scratch/ping.log"
+    verbs_serve_stop
+    end_verbs
+}
+scenario verbs-port-rxe none 'the port of a device of RoCE v2 (rxe) goes down under our client and server, which lose the connection and end when they are told to'
+verbs_port_rxe() { verbs_port rxe 'no connection: .*trying on' 'rdma link delete rxe0; rdma link add rxe0 type rxe netdev eth0'; }
+scenario verbs-port-siw none 'the same with a device of iWARP (siw), over which they go on'
+verbs_port_siw() { verbs_port siw 'the server answers again'; }
 
 # --- Two iWARP stacks on one TCP connection: verbs on siw in the guest, software iWARP on the host ----------------------
 
