@@ -83,14 +83,15 @@ impl Ping {
         let left = Arc::new(AtomicU64::new(if self.count == 0 { u64::MAX } else { self.count }));
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
         let tell = each.then_some(tell);
-        let workers: Vec<_> = (0..self.depth)
-            .map(|_| tokio::spawn(worker(mount.clone(), Arc::clone(&left), self.interval, tell.clone())))
-            .collect();
+        let (end, ends) = tokio::sync::watch::channel(false);
+        let start = |_| {
+            tokio::spawn(worker(mount.clone(), Arc::clone(&left), self.interval, tell.clone(), ends.clone()))
+        };
+        let workers: Vec<_> = (0..self.depth).map(start).collect();
         drop(tell);
         let stop = tokio::signal::ctrl_c();
         tokio::pin!(stop);
         let mut seq = 0_u64;
-        let mut interrupted = false;
         let gather = async {
             let mut all = Latency::new();
             let mut failures = 0;
@@ -114,9 +115,8 @@ impl Ping {
                     out.line(format!("{seq:>6}  {}", units::time(time)))?;
                     out.flush()?;
                 }
-                _ = &mut stop, if !interrupted => {
-                    interrupted = true;
-                    left.store(0, Ordering::Relaxed);
+                _ = &mut stop, if !*end.borrow() => {
+                    end.send_replace(true);
                 }
                 done = &mut gather => break done?,
             }
@@ -174,36 +174,38 @@ impl Ping {
     }
 }
 
-/// Makes round trips until there are none left to make.
+/// Makes round trips until there are none left to make, or it is told to stop, which gives up the one that is under way: a
+/// server that is away may not answer it for long.
 async fn worker(
     mount: Mount,
     left: Arc<AtomicU64>,
     interval: Duration,
     tell: Option<tokio::sync::mpsc::UnboundedSender<Duration>>,
+    mut stop: tokio::sync::watch::Receiver<bool>,
 ) -> (Latency, Option<rpcrdma::error::Error>) {
     let mut latency = Latency::new();
-    let mut first = true;
-    loop {
-        let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        if taken.is_err() {
-            return (latency, None);
-        }
-        if !first && !interval.is_zero() {
-            tokio::time::sleep(interval).await;
-            if left.load(Ordering::Relaxed) == 0 && taken == Ok(u64::MAX) {
-                return (latency, None);
+    let trips = async {
+        let mut first = true;
+        while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+            if !first && !interval.is_zero() {
+                tokio::time::sleep(interval).await;
+            }
+            first = false;
+            let start = Instant::now();
+            mount.null().await?;
+            let time = start.elapsed();
+            latency.record(time);
+            if let Some(tell) = &tell {
+                // The receiver is gone only when we are about to end.
+                let _ = tell.send(time);
             }
         }
-        first = false;
-        let start = Instant::now();
-        if let Err(e) = mount.null().await {
-            return (latency, Some(e));
-        }
-        let time = start.elapsed();
-        latency.record(time);
-        if let Some(tell) = &tell {
-            // The receiver is gone only when we are about to end.
-            let _ = tell.send(time);
-        }
-    }
+        Ok(())
+    };
+    let failure = tokio::select! {
+        // The sender outlives its workers.
+        _ = stop.wait_for(|stop| *stop) => None,
+        done = trips => done.err(),
+    };
+    (latency, failure)
 }

@@ -1,6 +1,11 @@
 //! `ls`, `cat`, `stat`, `df`, `mkdir`, `rm` and `ping`.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::symlink,
+    process::Stdio,
+};
 
 use crate::support::{Serving, age, fails, noise, ok, program, run};
 
@@ -176,6 +181,26 @@ fn ping_counts_and_measures() {
     let said = ok(["ping", "-c", "3", "-i", "0.01", "--tcp", &server.tcp_url("")]);
     let each: Vec<&str> = said.lines().filter_map(|l| l.strip_prefix("     ")).collect();
     assert!(each.len() == 3 && each[2].starts_with("3  "), "{said}");
+}
+
+#[test]
+fn an_interrupt_ends_ping_though_the_server_is_silent() {
+    let server = planted();
+    let url = format!("nfs://{}", server.rdma);
+    let mut ping = program()
+        .args(["ping", "-c", "0", "-i", "0.01", "--timeout", "30", &url])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(ping.stdout.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().trim_start().starts_with("1 ")).unwrap().unwrap();
+    server.freeze();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&ping), rustix::process::Signal::INT)
+        .unwrap();
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(ping.wait().unwrap().code(), Some(0));
+    assert!(rest.iter().any(|line| line.starts_with("p50 ")), "{rest:?}");
+    server.thaw();
 }
 
 #[test]
