@@ -272,6 +272,10 @@ impl Request for InjectRequest {
         self.inner.peer_addr()
     }
 
+    fn can_invalidate(&self) -> bool {
+        self.inner.can_invalidate()
+    }
+
     fn accept<'a>(self: Box<Self>, answer: Decide<'a>) -> BoxFuture<'a, Result<BoxQueuePair, ConnectError>> {
         Box::pin(async move {
             let inner = self.inner.accept(answer).await?;

@@ -464,6 +464,12 @@ pub trait Request: Send {
     /// Who asks.
     fn peer_addr(&self) -> SocketAddr;
 
+    /// Whether a Send of ours will be able to have the peer's tag invalidated, which is what a Responder says it supports
+    /// (RFC 8797).
+    fn can_invalidate(&self) -> bool {
+        true
+    }
+
     /// Completes the set-up. The answer is made when the peer's private data is known: `answer` is called with it
     /// once, and what it returns is sent and posted.
     ///

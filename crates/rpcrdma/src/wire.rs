@@ -330,6 +330,10 @@ impl Request for Knock {
         self.from
     }
 
+    fn can_invalidate(&self) -> bool {
+        self.wires.plan().invalidation
+    }
+
     fn accept<'a>(self: Box<Self>, answer: Decide<'a>) -> BoxFuture<'a, Result<BoxQueuePair, ConnectError>> {
         let made = match answer(&self.private_data) {
             Answer::Accept(start) => Ok(self.wires.make(self.from, start)),

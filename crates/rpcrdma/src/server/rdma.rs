@@ -157,14 +157,15 @@ pub(crate) async fn serve(
 async fn serve_one(request: Box<dyn Request>, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let peer = request.peer_addr();
     let config = &shared.config;
-    let ours = PrivateData::new(config.inline, config.inline, config.remote_invalidation);
+    let can_invalidate = config.remote_invalidation && request.can_invalidate();
+    let ours = PrivateData::new(config.inline, config.inline, can_invalidate);
     // Receives for the grant and to spare, Calls in hand, and Replies on their way out.
     let inline = Pool::new(config.inline as usize, config.grant as usize * 3 + 16);
     let mut responder_parts = None;
     let accepting = request.accept(Box::new(|private_data| {
         let theirs = PrivateData::parse(private_data).unwrap_or_default();
         let thresholds = Thresholds::agree(theirs, ours);
-        let invalidate = config.remote_invalidation && theirs.remote_invalidation();
+        let invalidate = can_invalidate && theirs.remote_invalidation();
         let mut responder = Responder::new(config.grant, thresholds.reply, invalidate, config.limits);
         let recvs: Vec<Region> = (0..responder.receives_wanted()).map_while(|_| inline.take()).collect();
         recvs.iter().for_each(|_| responder.receive_posted());

@@ -47,12 +47,14 @@ struct Setup {
     limits: QpLimits,
     /// Whether the client allows invalidation.
     invalidation: bool,
+    /// Whether the device can do it.
+    can_invalidate: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let config = RdmaConfig { grant: 4, ..RdmaConfig::default() };
-        Self { config, limits: QpLimits::default(), invalidation: true }
+        Self { config, limits: QpLimits::default(), invalidation: true, can_invalidate: true }
     }
 }
 
@@ -76,6 +78,7 @@ impl Bench {
         });
         let wires = Wires::new();
         wires.plan().limits = setup.limits;
+        wires.plan().invalidation = setup.can_invalidate;
         let private_data = PrivateData::new(4096, 4096, setup.invalidation).encode().to_vec();
         let knock =
             Knock { wires: wires.clone(), from: SocketAddr::from(([10, 0, 0, 9], 700)), private_data };
@@ -231,14 +234,22 @@ async fn a_whole_window_is_answered_before_the_first_send_completes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replies_invalidate_if_both_sides_agree() {
-    for (server, client) in [(false, false), (false, true), (true, false), (true, true)] {
+async fn replies_invalidate_if_both_sides_agree_and_the_device_can() {
+    for case in 0..8 {
+        let (server, client, device) = (case & 1 != 0, case & 2 != 0, case & 4 != 0);
         let config = RdmaConfig { remote_invalidation: server, ..RdmaConfig::default() };
-        let setup = Setup { config, invalidation: client, ..Setup::default() };
+        let setup = Setup { config, invalidation: client, can_invalidate: device, ..Setup::default() };
         let bench = Bench::new(setup, result(100)).await;
         bench.send(1, result_chunk(&[100])).await;
         let (_, invalidated) = bench.wire.state().sent.pop_front().unwrap();
-        assert_eq!(invalidated, (server && client).then_some(Stag(100)), "server {server}, client {client}");
+        let all = server && client && device;
+        assert_eq!(
+            invalidated,
+            all.then_some(Stag(100)),
+            "server {server}, client {client}, device {device}"
+        );
+        let said = PrivateData::parse(&bench.wire.state().private_data).unwrap();
+        assert_eq!(said.remote_invalidation(), server && device, "it says what it supports");
     }
 }
 
