@@ -42,6 +42,7 @@ const PURE: &[(&str, &[&str])] =
 const UNSAFE: &[(&str, &str)] = &[
     ("crates/rpcrdma-fabric/src/region.rs", "disjoint ranges of one heap block"),
     ("crates/rpcrdma-verbs/src/ffi/mod.rs", "functions of the RDMA libraries"),
+    ("crates/rpcrdma-verbs/src/ffi/fake.rs", "the same functions, played for tests"),
     ("crates/rpcrdma-verbs/src/ffi/verbs.rs", "types of the devices' functions"),
     ("crates/rpcrdma-verbs/src/sys/mod.rs", "descriptors that the RDMA libraries own"),
     ("crates/rpcrdma-verbs/src/sys/alarm.rs", "what RDMA devices report by themselves"),

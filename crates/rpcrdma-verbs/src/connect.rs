@@ -4,12 +4,15 @@
 //! Resolve the address to a device, resolve the route, make the queue pair, post the first Receives, ask. Each step is an
 //! event of the connection manager on a channel that the connection keeps for its whole life.
 //!
+//! Asking happens on a thread that is made for it, as Linux's siw makes the TCP connection in that system call, and waits
+//! for as long as the kernel tries. The thread has the queue pair meanwhile. If nobody waits for it any more, it takes the
+//! queue pair apart when the call returns.
+//!
 //! # Private data
 //! InfiniBand and RoCE pad it with zeros to the room that their messages have (56 bytes in a request, 196 in an answer,
 //! 148 in a rejection), so what arrives may be longer than what was sent.
 
 use std::{
-    collections::VecDeque,
     io::{self, ErrorKind},
     net::SocketAddr,
     sync::Arc,
@@ -19,13 +22,13 @@ use std::{
 use rpcrdma_fabric::{
     BoxFuture, BoxQueuePair, ConnectError, Connector as Seam, Peer, QpLimits, Region, Start,
 };
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     Config, Protection, Transport, Unavailable,
-    devices::{connection_manager, devices, locked_memory, receives_fit, registration_failed},
+    devices::{connection_manager, devices, locked_memory, queues_failed, receives_fit},
     ffi::Lib,
-    qp::{Made, VerbsQueuePair, local_key},
+    qp::{Terms, VerbsQueuePair},
     sys::{Channel, Device, DomainKind, Event, Happened, Id, Offer, Qp, Want},
 };
 
@@ -43,30 +46,51 @@ impl Connector {
     }
 
     async fn start_up(&self, to: SocketAddr, start: Start) -> Result<BoxQueuePair, ConnectError> {
-        let config = &self.config;
-        let id = resolve(to, config).await?;
-        let device = Device::of(&id)?;
-        let offered = reads(&device, &start.limits);
-        let Start { private_data, recvs, limits } = start;
-        let peer =
-            Peer { addr: to, private_data: Vec::new(), remote_invalidation: false, transport: String::new() };
-        let mut made = make(id, &device, config, recvs, limits, peer)?;
-        let offer =
-            Offer { private_data: &private_data, responder_resources: offered.0, initiator_depth: offered.1 };
-        let id = made.qp.id().ok_or_else(not_connected)?;
-        id.connect(&offer)?;
-        let channel = Arc::clone(id.channel());
-        let event =
-            timeout(config.connect_timeout, next(&channel)).await.unwrap_or(Err(ConnectError::TimedOut))?;
-        made.peer.private_data = answer(&event)?;
-        // Some iWARP stacks do not say how many Reads they take.
-        let depth = event.initiator_depth;
-        let reads_out = if device.abilities.iwarp && depth == 0 { offered.1 } else { depth.min(offered.1) };
-        made.limits.outbound_reads = u32::from(reads_out);
-        made.limits.inbound_reads = u32::from(offered.0);
-        made.nudge = device.abilities.iwarp;
-        Ok(Box::new(VerbsQueuePair::new(made)))
+        let id = resolve(to, &self.config).await?;
+        Ok(Box::new(establish(id, to, start, &self.config).await?))
     }
+}
+
+/// Makes the connection to `to` on an identifier that is resolved.
+pub(crate) async fn establish(
+    id: Id,
+    to: SocketAddr,
+    start: Start,
+    config: &Config,
+) -> Result<VerbsQueuePair, ConnectError> {
+    let device = Device::of(&id)?;
+    let channel = Arc::clone(id.channel());
+    let offered = reads(&device, &start.limits);
+    let Start { private_data, recvs, limits } = start;
+    let qp = make(id, &device, config, recvs, limits, to)?;
+    let answered = async {
+        let qp = ask(qp, private_data, offered).await?;
+        Ok((qp, next(&channel).await?))
+    };
+    let (mut qp, event) =
+        timeout(config.connect_timeout, answered).await.unwrap_or(Err(ConnectError::TimedOut))?;
+    let private_data = answer(&event)?;
+    // Some iWARP stacks do not say how many Reads they take.
+    let depth = event.initiator_depth;
+    let reads_out = if device.abilities.iwarp && depth == 0 { offered.1 } else { depth.min(offered.1) };
+    qp.established(Terms { reads_in: offered.0, reads_out, private_data, nudge: device.abilities.iwarp });
+    Ok(qp)
+}
+
+/// Asks the peer; see the module's head.
+async fn ask(mut qp: VerbsQueuePair, private_data: Vec<u8>, reads: (u8, u8)) -> io::Result<VerbsQueuePair> {
+    let (answer, asked) = oneshot::channel();
+    std::thread::Builder::new().name("rdma-connect".to_owned()).spawn(move || {
+        let offer =
+            Offer { private_data: &private_data, responder_resources: reads.0, initiator_depth: reads.1 };
+        let result = match qp.id().and_then(|id| id.connect(&offer)) {
+            Ok(()) => Ok(qp),
+            Err(e) => Err(e),
+        };
+        // If nobody waits any more, it is dropped here.
+        drop(answer.send(result));
+    })?;
+    asked.await.unwrap_or_else(|_| Err(not_connected()))
 }
 
 impl Seam for Connector {
@@ -217,44 +241,50 @@ pub(crate) fn reads(device: &Device, limits: &QpLimits) -> (u8, u8) {
     )
 }
 
-/// Makes the queue pair on a bound identifier and posts the first Receives.
+/// Makes the queue pair on a bound identifier, for a connection with `peer`, and posts the first Receives.
 pub(crate) fn make(
     id: Id,
     device: &Arc<Device>,
     config: &Config,
     recvs: Vec<Region>,
     limits: QpLimits,
-    peer: Peer,
-) -> Result<Made, ConnectError> {
+    peer: SocketAddr,
+) -> Result<VerbsQueuePair, ConnectError> {
     let windows = protection(device, config) == Protection::Windows;
     let kind = if windows { DomainKind::Shared } else { DomainKind::Own };
-    let domain = device.domain(kind)?;
+    let no_room = |e: io::Error| failed(&e, queues_failed(&e));
+    let domain = device.domain(kind).map_err(no_room)?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let abilities = &device.abilities;
-    let wanted_recvs = count(limits.recvs.max(recvs.len())).clamp(1, abilities.queue_depth.max(1));
+    let most = abilities.queue_depth.min(abilities.completions.saturating_sub(MIN_SENDS + 1)).max(1);
+    let wanted_recvs = count(limits.recvs.max(recvs.len())).clamp(1, most);
     // Sends, and as many bindings and invalidations again; what does not fit waits.
     let room =
         abilities.completions.saturating_sub(wanted_recvs).saturating_sub(1).min(abilities.queue_depth);
-    let wanted_sends = count(limits.sends).saturating_mul(3).clamp(32, 4096).min(room.max(1));
+    let wanted_sends = count(limits.sends).saturating_mul(3).clamp(MIN_SENDS, 4096).min(room.max(1));
     let want = Want { sends: wanted_sends, recvs: wanted_recvs, inline: config.inline };
     if let Some(len) = recvs.first().map(|buf| buf.len()) {
         receives_fit(wanted_recvs, len, locked_memory())
             .map_err(|why| io::Error::new(ErrorKind::OutOfMemory, why))?;
     }
-    let qp = Qp::new(id, &domain, want)?;
-    let mut posted = VecDeque::with_capacity(qp.cap.max_recv_wr as usize);
-    for buf in recvs.into_iter().take(qp.cap.max_recv_wr as usize) {
-        let lkey = local_key(&domain, &buf).map_err(|e| io::Error::new(e.kind(), registration_failed(&e)))?;
-        posted.push_back((buf, lkey));
-    }
+    let qp = Qp::new(id, &domain, want).map_err(no_room)?;
+    let can_expose = if windows { abilities.regions.min(abilities.window_count) } else { abilities.regions };
     let limits = QpLimits {
-        recvs: limits.recvs.max(posted.len()).min(qp.cap.max_recv_wr as usize),
-        exposed: limits.exposed.min(abilities.regions as usize),
+        recvs: limits.recvs.max(recvs.len()).min(qp.cap.max_recv_wr as usize),
+        exposed: limits.exposed.min(can_expose as usize),
         ..limits
     };
     let transport = format!("{}, {}, {}", transport(device), device.name, protection(device, config));
-    let peer = Peer { remote_invalidation: windows, transport, ..peer };
-    let mut made = Made { qp, recvs: posted, peer, limits, windows, spin: config.spin, nudge: false };
-    made.post_receives()?;
-    Ok(made)
+    let peer = Peer { addr: peer, private_data: Vec::new(), remote_invalidation: windows, transport };
+    let mut qp = VerbsQueuePair::new(qp, peer, limits, windows, config.spin);
+    qp.begin(recvs)?;
+    Ok(qp)
+}
+
+/// The shortest Send queue that is asked for.
+const MIN_SENDS: u32 = 32;
+
+/// An error with words of our own.
+pub(crate) fn failed(e: &io::Error, why: String) -> io::Error {
+    io::Error::new(e.kind(), why)
 }

@@ -229,15 +229,20 @@ pub fn locked_memory() -> LockedMemory {
 
 /// Explains a registration that failed.
 pub(crate) fn registration_failed(e: &io::Error) -> String {
-    explain(e, locked_memory())
+    explain("the device does not take the memory", e, locked_memory())
 }
 
-fn explain(e: &io::Error, limit: LockedMemory) -> String {
+/// Explains that there are no queues for another connection, which are memory, too.
+pub(crate) fn queues_failed(e: &io::Error) -> String {
+    explain("the device has no queues for another connection", e, locked_memory())
+}
+
+fn explain(what: &str, e: &io::Error, limit: LockedMemory) -> String {
     match (e.raw_os_error(), limit) {
         (Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM), LockedMemory::Bytes(bytes)) => {
-            format!("the device gets no more memory, as this process {}", may_lock(bytes))
+            format!("{what}, as this process {}", may_lock(bytes))
         }
-        _ => format!("the device does not take the memory: {e}"),
+        _ => format!("{what}: {e}"),
     }
 }
 
@@ -291,10 +296,13 @@ mod tests {
         assert_eq!(receives_fit(u32::MAX, usize::MAX, LockedMemory::Unlimited), Ok(()));
 
         let refused = io::Error::from_raw_os_error(libc::ENOMEM);
-        assert!(explain(&refused, limit).contains("may lock 64 KiB: raise the limit with `ulimit -l`"));
+        assert_eq!(
+            explain("no", &refused, limit),
+            "no, as this process may lock 64 KiB: raise the limit with `ulimit -l` or LimitMEMLOCK="
+        );
         // Then the limit is not the cause, or not all of it.
-        assert!(!explain(&refused, LockedMemory::Unlimited).contains("ulimit"));
-        assert!(!explain(&io::Error::from_raw_os_error(libc::EFAULT), limit).contains("ulimit"));
+        assert!(!explain("no", &refused, LockedMemory::Unlimited).contains("ulimit"));
+        assert!(!explain("no", &io::Error::from_raw_os_error(libc::EFAULT), limit).contains("ulimit"));
     }
 
     #[test]

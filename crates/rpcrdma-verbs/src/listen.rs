@@ -20,16 +20,16 @@ use std::{
 };
 
 use rpcrdma_fabric::{
-    Answer, BoxFuture, BoxQueuePair, ConnectError, Decide, Listener as Seam, Peer, Request, Start,
+    Answer, BoxFuture, BoxQueuePair, ConnectError, Decide, Listener as Seam, Request, Start,
 };
 use tokio::time::{Sleep, sleep, timeout};
 
 use crate::{
     Config,
-    connect::{make, next, not_connected, open_channel, reads},
+    connect::{make, next, open_channel, reads},
     devices::siw_addresses,
     ffi::Lib,
-    qp::VerbsQueuePair,
+    qp::Terms,
     sys::{Channel, Device, Event, Happened, Id, Offer},
 };
 
@@ -211,6 +211,10 @@ impl Request for VerbsRequest {
         self.peer
     }
 
+    fn can_invalidate(&self) -> bool {
+        Device::of(&self.id).is_ok_and(|device| device.abilities.can_invalidate())
+    }
+
     fn accept<'a>(self: Box<Self>, answer: Decide<'a>) -> BoxFuture<'a, Result<BoxQueuePair, ConnectError>> {
         Box::pin(self.set_up(answer))
     }
@@ -232,17 +236,17 @@ impl VerbsRequest {
         let (reads_in, reads_out) = reads(&device, &start.limits);
         let (reads_in, reads_out) = (reads_in.min(asked.0), reads_out.min(asked.1));
         let Start { private_data: ours, recvs, limits } = start;
-        let peer = Peer { addr: peer, private_data, remote_invalidation: false, transport: String::new() };
         // The Receives are posted before the peer learns that it may send.
-        let mut made = make(id, &device, &config, recvs, limits, peer)?;
-        made.limits.outbound_reads = u32::from(reads_out);
-        made.limits.inbound_reads = u32::from(reads_in);
-        let id = made.qp.id().ok_or_else(not_connected)?;
-        id.accept(&Offer { private_data: &ours, responder_resources: reads_in, initiator_depth: reads_out })?;
+        let mut qp = make(id, &device, &config, recvs, limits, peer)?;
+        let offer = Offer { private_data: &ours, responder_resources: reads_in, initiator_depth: reads_out };
+        qp.id()?.accept(&offer)?;
         let event =
             timeout(config.connect_timeout, next(&channel)).await.unwrap_or(Err(ConnectError::TimedOut))?;
         match event.what {
-            Happened::Established => Ok(Box::new(VerbsQueuePair::new(made))),
+            Happened::Established => {
+                qp.established(Terms { reads_in, reads_out, private_data, nudge: false });
+                Ok(Box::new(qp))
+            }
             _ if event.status < 0 => Err(io::Error::from_raw_os_error(-event.status).into()),
             what => {
                 Err(ConnectError::Incompatible(format!("the peer did not confirm the connection ({what:?})")))

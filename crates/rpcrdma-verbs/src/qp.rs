@@ -14,11 +14,18 @@
 //! # When it breaks
 //! A failed completion names the cause, and what completed before it is taken first. Requests that are merely flushed say
 //! nothing, so the connection manager's word is waited for, though not for long. Then the windows are freed, the queue pair
-//! is destroyed, and everything comes back. See [`finish`](VerbsQueuePair::finish) for the order.
+//! is destroyed, and everything comes back. See [`take_apart`](VerbsQueuePair::take_apart) for the order.
+//!
+//! What the device does not let go of does not come back. If that is one registration, the connection ends; if it is the
+//! queue pair, that is tried again and again, and a queue pair that is dropped meanwhile leaves its memory to the device.
 //!
 //! # Limits
 //! [`QpLimits`] as asked for, within what the device has; what the Send queue has no room for waits in `pending`.
 #![allow(unsafe_code, reason = "posting work on memory that is owned here")]
+
+mod posting;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::Cell,
@@ -32,7 +39,7 @@ use std::{
 
 use rpcrdma_fabric::{
     Access, Completion, Exposed, Lost, Op, Peer, QpLimits, QueuePair, Region, RejectReason, Rejected,
-    RemoteSegments, Shutdown, Spin, Stag, Work,
+    Shutdown, Spin, Stag, Work,
 };
 use smallvec::SmallVec;
 use tokio::{
@@ -41,9 +48,11 @@ use tokio::{
 };
 
 use crate::{
+    connect::{failed, not_connected},
     devices::registration_failed,
     ffi::verbs::{self, Wc, status},
     ledger::Ledger,
+    qp::posting::{Manner, Posting, fits},
     sys::{BlockMr, Domain, Event, Happened, Id, Mr, Qp, Request, Rights, Trouble, Window, status_text},
 };
 
@@ -55,6 +64,8 @@ const ROUNDS: usize = 32;
 const RECEIVE: u64 = 1 << 63;
 /// How long to wait for the reason when requests are flushed.
 const REASON: Duration = Duration::from_secs(1);
+/// How long to wait before a queue pair that the device has not let go of is destroyed again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// How long the rest of a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// After connecting over iWARP: how long to wait for the peer's first message before the first nudge, and how many nudges.
@@ -70,36 +81,11 @@ enum Pending {
     Work(Posting),
 }
 
-/// A piece of work on its way to the device.
-struct Posting {
-    work: Work,
-    lkey: u32,
-    /// The registration of an iWARP Read's destination, which the peer writes to.
-    sink: Option<Mr>,
-    /// The next segment, and how much of it is posted.
-    segment: usize,
-    within: u32,
-    /// Bytes posted in all.
-    posted: usize,
-}
-
-/// How the device wants its requests.
-#[derive(Clone, Copy)]
-struct Manner {
-    /// The longest message.
-    longest: u32,
-    can_invalidate: bool,
-    /// The longest message that a request can carry in itself.
-    inline_max: u32,
-    /// As in the device's `Abilities`.
-    lent_from: Option<u32>,
-}
-
 /// What the device is doing.
 enum UnderWay {
     Bare,
     Invalidate { tag: u32 },
-    Work { work: Work, _sink: Option<Mr> },
+    Work { work: Work, sink: Option<Mr> },
 }
 
 /// A region that the peer can reach.
@@ -121,14 +107,12 @@ enum Guard {
     Empty,
 }
 
-/// What a connection was made with.
-pub(crate) struct Made {
-    pub(crate) qp: Qp,
-    pub(crate) recvs: VecDeque<(Region, u32)>,
-    pub(crate) peer: Peer,
-    pub(crate) limits: QpLimits,
-    pub(crate) windows: bool,
-    pub(crate) spin: Option<Duration>,
+/// What came of connecting.
+pub(crate) struct Terms {
+    /// RDMA Reads that the peer may have open at us, and that we may have open at it.
+    pub(crate) reads_in: u8,
+    pub(crate) reads_out: u8,
+    pub(crate) private_data: Vec<u8>,
     /// The peer's provider may overlook what comes too early.
     pub(crate) nudge: bool,
 }
@@ -163,6 +147,7 @@ pub(crate) struct VerbsQueuePair {
     empty_tags: u32,
     /// An event was asked for.
     armed: bool,
+    established: bool,
     closing: bool,
     aborted: bool,
     disconnected: bool,
@@ -170,6 +155,12 @@ pub(crate) struct VerbsQueuePair {
     /// Runs while requests are flushed and nobody has said why.
     reason_timer: Option<Pin<Box<Sleep>>>,
     nudge: Option<Nudge>,
+    /// Reads that are done, with destinations that the device does not let go of.
+    kept: Vec<(Work, Mr)>,
+    /// Exposures whose tag the device has given out once more, which it must not.
+    doubles: Vec<(u32, Exposure)>,
+    /// Why it ends, and when to try the next time to destroy the queue pair.
+    ending: Option<(Lost, Pin<Box<Sleep>>)>,
     /// What `poll` answers when it is over.
     lost: Option<Lost>,
     /// It was said that the device takes no more memory.
@@ -202,18 +193,9 @@ fn post_receives(
     Ok(())
 }
 
-impl Made {
-    /// Posts the first Receives, before the peer can send anything.
-    pub(crate) fn post_receives(&mut self) -> io::Result<()> {
-        post_receives(&mut self.qp, &self.recvs, &mut 0, 0)
-    }
-}
-
 impl VerbsQueuePair {
-    /// A connection whose first Receives are posted. Must be called in a tokio runtime.
-    pub(crate) fn new(made: Made) -> Self {
-        let Made { qp, recvs, peer, limits, windows, spin, nudge } = made;
-        let nudge = nudge.then(|| Nudge { timer: Box::pin(sleep(NUDGE.0)), wait: NUDGE.0, left: NUDGE.1 });
+    /// A queue pair that is not connected. Must be called in a tokio runtime.
+    pub(crate) fn new(qp: Qp, peer: Peer, limits: QpLimits, windows: bool, spin: Option<Duration>) -> Self {
         Self {
             domain: Arc::clone(&qp.domain),
             ledger: Ledger::new(qp.cap.max_send_wr),
@@ -223,8 +205,8 @@ impl VerbsQueuePair {
             peer,
             runtime: Handle::current(),
             spin: Spin::new(spin),
-            recvs_posted: recvs.len(),
-            recvs,
+            recvs: VecDeque::with_capacity(limits.recvs),
+            recvs_posted: 0,
             recvs_done: 0,
             pending: VecDeque::new(),
             works: 0,
@@ -234,15 +216,67 @@ impl VerbsQueuePair {
             late_windows: HashMap::new(),
             empty_tags: 0,
             armed: false,
+            established: false,
             closing: false,
             aborted: false,
             disconnected: false,
             cause: None,
             reason_timer: None,
-            nudge,
+            nudge: None,
+            kept: Vec::new(),
+            doubles: Vec::new(),
+            ending: None,
             lost: None,
             complained: Cell::new(false),
         }
+    }
+
+    /// Posts the first Receives, before the peer can send anything. As many as there is room for.
+    pub(crate) fn begin(&mut self, recvs: Vec<Region>) -> io::Result<()> {
+        for buf in recvs.into_iter().take(self.limits.recvs) {
+            let lkey = local_key(&self.domain, &buf).map_err(|e| failed(&e, registration_failed(&e)))?;
+            self.recvs.push_back((buf, lkey));
+        }
+        let Some(qp) = &mut self.qp else { return Err(not_connected()) };
+        post_receives(qp, &self.recvs, &mut self.recvs_posted, self.recvs_done)
+    }
+
+    /// Our end in the connection manager's books, to connect it.
+    pub(crate) fn id(&mut self) -> io::Result<&mut Id> {
+        self.qp.as_mut().and_then(Qp::id).ok_or_else(not_connected)
+    }
+
+    /// The peer has agreed.
+    pub(crate) fn established(&mut self, terms: Terms) {
+        let Terms { reads_in, reads_out, private_data, nudge } = terms;
+        self.established = true;
+        self.limits.inbound_reads = u32::from(reads_in);
+        self.limits.outbound_reads = u32::from(reads_out);
+        self.peer.private_data = private_data;
+        self.nudge = nudge.then(|| Nudge { timer: Box::pin(sleep(NUDGE.0)), wait: NUDGE.0, left: NUDGE.1 });
+    }
+
+    /// Whether nothing can be posted any more.
+    fn is_over(&self) -> bool {
+        self.lost.is_some() || self.ending.is_some()
+    }
+
+    /// The device does not let go of memory, so the connection ends. The memory comes back after its queue pair has gone.
+    fn stuck(&mut self, e: &io::Error) {
+        tracing::error!("the connection ends, as the device does not let go of memory: {e}");
+        self.cause.get_or_insert(Lost::Io(e.kind()));
+    }
+
+    /// Takes an exposure from the peer, and from the books, unless the device does not let go of it.
+    fn shut(&mut self, tag: u32) -> Option<Exposure> {
+        let exposure = self.exposures.get_mut(&tag)?;
+        if let Guard::Registration(mr) = &mut exposure.guard
+            && let Err(e) = mr.deregister()
+        {
+            self.stuck(&e);
+            return None;
+        }
+        self.exposures.remove(&tag)
     }
 
     /// The local key of a region.
@@ -260,7 +294,7 @@ impl VerbsQueuePair {
 
     /// Checks a piece of work and prepares its memory.
     fn prepare(&self, work: &Work) -> Result<(u32, Option<Mr>), RejectReason> {
-        if self.lost.is_some() || self.qp.is_none() {
+        if self.is_over() {
             return Err(RejectReason::Lost);
         }
         if self.works >= self.limits.sends {
@@ -288,7 +322,8 @@ impl VerbsQueuePair {
                 }
                 // The response is tagged with the destination's own key, so the peer must be allowed to write there: to
                 // these bytes, and only until they have come.
-                // SAFETY: the registration goes with the work, which keeps the region, and is dropped with it.
+                // SAFETY: the registration goes with the work, which keeps the region, and which comes back when the device
+                // has let go of it, or after the queue pair is destroyed.
                 let sink = unsafe { Mr::of_region(&self.domain, buf, *at, len, Rights::RemoteWrite) };
                 let sink = sink.map_err(|e| self.refused(&e))?;
                 Ok((sink.lkey, Some(sink)))
@@ -302,7 +337,7 @@ impl VerbsQueuePair {
         let device = self.domain.device();
         let manner = Manner {
             longest: device.port.max_message.max(1),
-            can_invalidate: device.abilities.iwarp || device.abilities.windows,
+            can_invalidate: device.abilities.can_invalidate(),
             inline_max: qp.cap.max_inline_data,
             lent_from: device.abilities.lent_from,
         };
@@ -329,7 +364,7 @@ impl VerbsQueuePair {
                         if posting.is_done() {
                             let Posting { work, sink, .. } = posting;
                             let read = matches!(work, Work::Read { .. });
-                            self.ledger.push(end, read, UnderWay::Work { work, _sink: sink });
+                            self.ledger.push(end, read, UnderWay::Work { work, sink });
                         } else {
                             self.pending.push_front(Pending::Work(posting));
                         }
@@ -354,8 +389,13 @@ impl VerbsQueuePair {
         while let Some(item) = self.ledger.pop_done() {
             match item {
                 UnderWay::Bare => {}
-                UnderWay::Work { work, .. } => {
+                UnderWay::Work { work, mut sink } => {
                     self.works -= 1;
+                    if let Some(Err(e)) = sink.as_mut().map(Mr::deregister) {
+                        self.stuck(&e);
+                        self.kept.extend(sink.map(|sink| (work, sink)));
+                        continue;
+                    }
                     let (id, op, buf) = work.into_parts();
                     done.push(Completion::Done { id, op, buf });
                 }
@@ -383,8 +423,7 @@ impl VerbsQueuePair {
                 self.free_windows.push_back(window);
                 drop(backing);
             }
-            Guard::Registration(mr) => drop(mr),
-            Guard::Empty => {}
+            Guard::Registration(_) | Guard::Empty => {}
         }
     }
 
@@ -420,7 +459,7 @@ impl VerbsQueuePair {
         if wc.wc_flags & flag != 0 {
             let tag = wc.invalidated_rkey;
             invalidated = Some(Stag(tag));
-            if let Some(Exposure { region, guard, closing }) = self.exposures.remove(&tag) {
+            if let Some(Exposure { region, guard, closing }) = self.shut(tag) {
                 match guard {
                     Guard::Window(window, _) if closing => drop(self.late_windows.insert(tag, window)),
                     guard => self.recycle(tag, guard),
@@ -622,33 +661,72 @@ impl VerbsQueuePair {
         false
     }
 
-    /// The connection is over: takes everything apart and hands out all memory.
+    /// The connection is over: takes everything apart that the device has.
     ///
     /// The order matters. Disconnecting puts the queue pair into its error state; windows go before their queue pair,
     /// which some drivers keep alive for them; after the queue pair is destroyed nothing touches our memory, and it can
-    /// be given back; registrations of what the peer could reach go with it.
-    fn finish(&mut self, lost: Lost, done: &mut Vec<Completion>) {
-        if let Some(mut qp) = self.qp.take() {
-            if let Some(id) = qp.id()
-                && let Err(error) = id.disconnect()
-            {
-                tracing::debug!(%error, "no goodbye");
-            }
-            self.free_windows.clear();
-            self.late_windows.clear();
-            for exposure in self.exposures.values_mut() {
-                exposure.guard = match std::mem::replace(&mut exposure.guard, Guard::Empty) {
-                    Guard::Window(window, backing) => {
-                        drop(window);
-                        backing.map_or(Guard::Empty, Guard::Registration)
-                    }
-                    other => other,
-                };
-            }
-            if let Some(id) = qp.destroy().filter(|_| !self.disconnected) {
-                linger(&self.runtime, id);
+    /// be given back: a registration lets the queue pairs of its protection domain in, and one that the peer could use is in a
+    /// domain that has no other.
+    ///
+    /// # Errors
+    /// If the device does not let go of the queue pair, which is still here then.
+    fn take_apart(&mut self) -> io::Result<()> {
+        let Some(mut qp) = self.qp.take() else { return Ok(()) };
+        if self.established
+            && let Some(id) = qp.id()
+            && let Err(error) = id.disconnect()
+        {
+            tracing::debug!(%error, "no goodbye");
+        }
+        self.free_windows.clear();
+        self.late_windows.clear();
+        for exposure in self.exposures.values_mut().chain(self.doubles.iter_mut().map(|(_, double)| double)) {
+            exposure.guard = match std::mem::replace(&mut exposure.guard, Guard::Empty) {
+                Guard::Window(window, backing) => {
+                    drop(window);
+                    backing.map_or(Guard::Empty, Guard::Registration)
+                }
+                other => other,
+            };
+        }
+        match qp.destroy() {
+            Ok(id) if self.established && !self.disconnected => linger(&self.runtime, id),
+            Ok(_) => {}
+            Err(kept) => {
+                let (qp, error) = *kept;
+                self.qp = Some(qp);
+                return Err(error);
             }
         }
+        Ok(())
+    }
+
+    /// Takes everything apart, hands out all memory, and says that it is over; later, if the device needs time.
+    fn end(
+        &mut self,
+        lost: Lost,
+        cx: &mut Context<'_>,
+        done: &mut Vec<Completion>,
+        before: usize,
+    ) -> Poll<Result<(), Lost>> {
+        while let Err(error) = self.take_apart() {
+            if !self.complained.replace(true) {
+                tracing::error!(
+                    "a connection's memory is not given back, as the device does not let go of it: {error}"
+                );
+            }
+            let mut again = Box::pin(sleep(AGAIN));
+            if again.as_mut().poll(cx).is_pending() {
+                self.ending = Some((lost, again));
+                return Poll::Pending;
+            }
+        }
+        self.give_back(lost.clone(), done);
+        Poll::Ready(if done.len() > before { Ok(()) } else { Err(lost) })
+    }
+
+    /// Hands out all memory, as the queue pair has gone.
+    fn give_back(&mut self, lost: Lost, done: &mut Vec<Completion>) {
         let pending = self.pending.drain(..).filter_map(|p| match p {
             Pending::Work(posting) => Some(posting.work),
             _ => None,
@@ -657,16 +735,22 @@ impl VerbsQueuePair {
             UnderWay::Work { work, .. } => Some(work),
             _ => None,
         });
-        for work in under_way.chain(pending) {
+        let kept = self.kept.drain(..).map(|(work, sink)| {
+            drop(sink);
+            work
+        });
+        for work in kept.chain(under_way).chain(pending) {
             let (id, op, buf) = work.into_parts();
             done.push(Completion::Flushed { id, op, buf });
         }
         self.works = 0;
         done.extend(self.recvs.drain(..).map(|(buf, _)| Completion::Flushed { id: 0, op: Op::Recv, buf }));
-        let exposed = self.exposures.drain().map(|(tag, Exposure { region, guard, .. })| {
-            drop(guard);
-            (tag, region)
-        });
+        let exposed = self.exposures.drain().chain(self.doubles.drain(..)).map(
+            |(tag, Exposure { region, guard, .. })| {
+                drop(guard);
+                (tag, region)
+            },
+        );
         let reclaimed = self.reclaimed.drain(..).chain(exposed);
         done.extend(reclaimed.map(|(tag, buf)| Completion::Reclaimed { stag: Stag(tag), buf }));
         self.reason_timer = None;
@@ -678,16 +762,19 @@ impl VerbsQueuePair {
     fn open(&mut self, region: &Region, len: u32, access: Access) -> io::Result<(u32, Guard)> {
         if len == 0 {
             // No bytes can be reached, so nothing is opened. The tag is one that devices do not give out.
-            self.empty_tags = self.empty_tags.wrapping_add(1) & 0xff;
-            return Ok((EMPTY_TAGS | self.empty_tags, Guard::Empty));
+            let mut tags = (1..=EMPTY_COUNT).map(|n| EMPTY_TAGS + (self.empty_tags + n) % EMPTY_COUNT);
+            let tag = tags.find(|tag| !self.exposures.contains_key(tag));
+            let tag = tag.ok_or_else(|| io::Error::other("too many regions without bytes"))?;
+            self.empty_tags = tag % EMPTY_COUNT;
+            return Ok((tag, Guard::Empty));
         }
         if !self.use_windows {
             let rights = match access {
                 Access::RemoteRead => Rights::RemoteRead,
                 Access::RemoteWrite => Rights::RemoteWrite,
             };
-            // SAFETY: the region goes into `exposures` with the registration, and comes out when that is dropped, or, if
-            // it is still open then, after the queue pair is destroyed.
+            // SAFETY: the region goes into `exposures` with the registration, and comes out when the device has let go of
+            // that, or after the queue pair is destroyed.
             let mr = unsafe { Mr::of_region(&self.domain, region, 0, len as usize, rights) }?;
             return Ok((mr.rkey, Guard::Registration(mr)));
         }
@@ -717,70 +804,13 @@ impl VerbsQueuePair {
     }
 }
 
-/// Tags of regions without bytes.
+/// Tags of regions without bytes: the first one, and how many there are.
 const EMPTY_TAGS: u32 = 0xffff_ff00;
+const EMPTY_COUNT: u32 = 256;
 
 /// The local key of a region, whose block is registered if it is not yet.
-pub(crate) fn local_key(domain: &Arc<Domain>, region: &Region) -> io::Result<u32> {
+fn local_key(domain: &Arc<Domain>, region: &Region) -> io::Result<u32> {
     BlockMr::of(domain, region).map(|(lkey, _)| lkey)
-}
-
-/// The bytes of a transfer, if they are inside the region.
-fn fits(buf: &Region, at: usize, segments: &RemoteSegments) -> Result<usize, RejectReason> {
-    let total: u64 = segments.iter().map(|s| u64::from(s.len)).sum();
-    let room = buf.len().checked_sub(at).ok_or(RejectReason::OutOfRange)?;
-    usize::try_from(total).ok().filter(|total| *total <= room).ok_or(RejectReason::OutOfRange)
-}
-
-impl Posting {
-    /// The next request, if there is one.
-    fn next(&mut self, manner: Manner) -> Option<Request> {
-        let Manner { longest, can_invalidate, inline_max, lent_from } = manner;
-        let lkey = self.lkey;
-        let lent = |len: u32| lent_from.is_some_and(|from| len >= from);
-        let (buf, at, segments, write) = match &self.work {
-            Work::Send { buf, len, invalidate, .. } => {
-                self.posted = *len;
-                self.segment = 1;
-                let len = u32::try_from(*len).unwrap_or(u32::MAX);
-                // Without it the peer invalidates for itself.
-                let invalidate = invalidate.filter(|_| can_invalidate).map(|stag| stag.0);
-                let inline = len > 0 && len <= inline_max;
-                let (addr, signal) = (buf.as_ptr() as u64, lent(len));
-                return Some(Request::Send { addr, len, lkey, invalidate, inline, signal });
-            }
-            Work::Write { buf, at, to, .. } => (buf, *at, to, true),
-            Work::Read { buf, at, from, .. } => (buf, *at, from, false),
-        };
-        while segments.get(self.segment).is_some_and(|s| s.len == self.within) {
-            self.segment += 1;
-            self.within = 0;
-        }
-        let segment = segments.get(self.segment)?;
-        let len = (segment.len - self.within).min(longest);
-        let addr = buf.as_ptr() as u64 + at as u64 + self.posted as u64;
-        let remote = segment.offset.wrapping_add(u64::from(self.within));
-        let rkey = segment.stag.0;
-        self.within += len;
-        self.posted += len as usize;
-        Some(if write {
-            Request::Write { addr, len, lkey, to: remote, rkey, signal: lent(len) }
-        } else {
-            let signal = self.is_done();
-            Request::Read { addr, len, lkey, from: remote, rkey, signal }
-        })
-    }
-
-    /// Whether all requests have been made.
-    fn is_done(&self) -> bool {
-        match &self.work {
-            Work::Send { .. } => self.segment > 0,
-            Work::Write { to: segments, .. } | Work::Read { from: segments, .. } => {
-                let left = segments.iter().skip(self.segment).map(|s| u64::from(s.len)).sum::<u64>();
-                left == u64::from(self.within)
-            }
-        }
-    }
 }
 
 /// Keeps an identifier until the peer has heard the goodbye, which the connection manager repeats, and no longer.
@@ -814,7 +844,7 @@ impl QueuePair for VerbsQueuePair {
     }
 
     fn post_recv(&mut self, buf: Region) -> Result<(), Rejected<Region>> {
-        let why = if self.lost.is_some() {
+        let why = if self.is_over() {
             RejectReason::Lost
         } else if self.recvs.len() >= self.limits.recvs {
             RejectReason::QueueFull
@@ -834,14 +864,7 @@ impl QueuePair for VerbsQueuePair {
         match self.prepare(&work) {
             Ok((lkey, sink)) => {
                 self.works += 1;
-                self.pending.push_back(Pending::Work(Posting {
-                    work,
-                    lkey,
-                    sink,
-                    segment: 0,
-                    within: 0,
-                    posted: 0,
-                }));
+                self.pending.push_back(Pending::Work(Posting::new(work, lkey, sink)));
                 Ok(())
             }
             Err(why) => Err(Rejected { why, item: work }),
@@ -849,7 +872,7 @@ impl QueuePair for VerbsQueuePair {
     }
 
     fn expose(&mut self, region: Region, len: u32, access: Access) -> Result<Exposed, Rejected<Region>> {
-        let why = if self.lost.is_some() {
+        let why = if self.is_over() {
             RejectReason::Lost
         } else if self.exposures.len() >= self.limits.exposed {
             RejectReason::TooManyRegions
@@ -859,7 +882,12 @@ impl QueuePair for VerbsQueuePair {
             match self.open(&region, len, access) {
                 Ok((tag, guard)) => {
                     let offset = region.as_ptr() as u64;
-                    self.exposures.insert(tag, Exposure { region, guard, closing: false });
+                    let exposure = Exposure { region, guard, closing: false };
+                    if let Some(other) = self.exposures.insert(tag, exposure) {
+                        // Nobody knows what the tag opens now.
+                        self.doubles.push((tag, other));
+                        self.cause.get_or_insert(Lost::Io(ErrorKind::AlreadyExists));
+                    }
                     return Ok(Exposed { stag: Stag(tag), offset, len });
                 }
                 Err(e) => self.refused(&e),
@@ -878,8 +906,7 @@ impl QueuePair for VerbsQueuePair {
             self.pending.push_back(Pending::Invalidate { tag: stag.0 });
             return;
         }
-        if let Some(Exposure { region, guard, .. }) = self.exposures.remove(&stag.0) {
-            drop(guard);
+        if let Some(Exposure { region, .. }) = self.shut(stag.0) {
             self.reclaimed.push((stag.0, region));
         }
     }
@@ -889,6 +916,13 @@ impl QueuePair for VerbsQueuePair {
             return Poll::Ready(Err(lost.clone()));
         }
         let before = done.len();
+        if let Some((lost, mut again)) = self.ending.take() {
+            if again.as_mut().poll(cx).is_pending() {
+                self.ending = Some((lost, again));
+                return Poll::Pending;
+            }
+            return self.end(lost, cx, done, before);
+        }
         let reclaimed = self.reclaimed.drain(..);
         done.extend(reclaimed.map(|(tag, buf)| Completion::Reclaimed { stag: Stag(tag), buf }));
         match self.drive(cx, done, before) {
@@ -898,10 +932,7 @@ impl QueuePair for VerbsQueuePair {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Err(lost) => {
-                self.finish(lost.clone(), done);
-                Poll::Ready(if done.len() > before { Ok(()) } else { Err(lost) })
-            }
+            Err(lost) => self.end(lost, cx, done, before),
         }
     }
 
@@ -915,8 +946,14 @@ impl QueuePair for VerbsQueuePair {
 
 impl Drop for VerbsQueuePair {
     fn drop(&mut self) {
-        if self.lost.is_none() {
-            self.finish(Lost::Closed, &mut Vec::new());
+        if let Err(error) = self.take_apart() {
+            tracing::error!("a connection's memory is lost, as the device does not let go of it: {error}");
+            let under_way: Vec<_> = self.ledger.drain().collect();
+            let (recvs, pending) = (std::mem::take(&mut self.recvs), std::mem::take(&mut self.pending));
+            let (exposures, doubles) =
+                (std::mem::take(&mut self.exposures), std::mem::take(&mut self.doubles));
+            let kept = std::mem::take(&mut self.kept);
+            std::mem::forget((self.qp.take(), recvs, pending, under_way, exposures, doubles, kept));
         }
     }
 }

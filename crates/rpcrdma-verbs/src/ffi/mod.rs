@@ -10,6 +10,8 @@
 
 pub(crate) mod cm;
 #[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
 mod layout_tests;
 pub(crate) mod verbs;
 
@@ -64,6 +66,7 @@ library! {
     verbs.ibv_create_cq as create_cq:
         fn(*mut verbs::Context, c_int, *mut c_void, *mut verbs::CompChannel, c_int) -> *mut verbs::Cq;
     verbs.ibv_destroy_cq as destroy_cq: fn(*mut verbs::Cq) -> c_int;
+    verbs.ibv_destroy_qp as destroy_qp: fn(*mut verbs::Qp) -> c_int;
     verbs.ibv_get_cq_event as get_cq_event:
         fn(*mut verbs::CompChannel, *mut *mut verbs::Cq, *mut *mut c_void) -> c_int;
     verbs.ibv_ack_cq_events as ack_cq_events: fn(*mut verbs::Cq, u32);
@@ -80,7 +83,6 @@ library! {
     cm.rdma_resolve_addr as resolve_addr: fn(*mut cm::Id, *mut libc::sockaddr, *mut libc::sockaddr, c_int) -> c_int;
     cm.rdma_resolve_route as resolve_route: fn(*mut cm::Id, c_int) -> c_int;
     cm.rdma_create_qp as create_qp: fn(*mut cm::Id, *mut verbs::Pd, *mut verbs::QpInitAttr) -> c_int;
-    cm.rdma_destroy_qp as destroy_qp: fn(*mut cm::Id);
     cm.rdma_connect as connect: fn(*mut cm::Id, *mut cm::ConnParam) -> c_int;
     cm.rdma_accept as accept: fn(*mut cm::Id, *mut cm::ConnParam) -> c_int;
     cm.rdma_reject as reject: fn(*mut cm::Id, *const c_void, u8) -> c_int;

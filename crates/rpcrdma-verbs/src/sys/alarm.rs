@@ -15,7 +15,10 @@ use std::{
     mem::MaybeUninit,
     os::fd::{BorrowedFd, OwnedFd},
     ptr::NonNull,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     thread::JoinHandle,
 };
@@ -97,13 +100,17 @@ impl Alarm {
 
 /// The alarms of a device.
 #[derive(Default)]
-struct Alarms(Mutex<Vec<Weak<Alarm>>>);
+struct Alarms {
+    known: Mutex<Vec<Weak<Alarm>>>,
+    /// The device says nothing any more.
+    ended: AtomicBool,
+}
 
 impl Alarms {
     fn each(&self, what: impl Fn(&Alarm)) {
         // Outside the lock, as waking may run anything.
         let known: Vec<_> = {
-            let mut alarms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut alarms = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             alarms.retain(|alarm| alarm.strong_count() > 0);
             alarms.iter().filter_map(Weak::upgrade).collect()
         };
@@ -135,17 +142,31 @@ impl Watch {
         let thread = std::thread::Builder::new().name("rdma-events".to_owned()).spawn(move || {
             // All of it, and not only the pointer inside.
             let context = context;
-            // SAFETY: the caller's promise; the watch waits for this thread when it is dropped.
-            while unsafe { read(lib, context.0, events, &stopped, &known) }.is_ok() {}
+            let error = loop {
+                // SAFETY: the caller's promise; the watch waits for this thread when it is dropped.
+                match unsafe { read(lib, context.0, events, &stopped, &known) } {
+                    Ok(Go::On) => {}
+                    Ok(Go::Home) => return,
+                    Err(error) => break error,
+                }
+            };
+            tracing::debug!("a device says nothing any more: {error}");
+            known.ended.store(true, Ordering::Release);
+            known.each(|alarm| alarm.raise(Trouble::Device));
         })?;
         Ok(Self { alarms, stop, thread: Some(thread) })
     }
 
     /// From now on the alarm is raised when something happens.
     pub(super) fn add(&self, alarm: &Arc<Alarm>) {
-        let mut alarms = self.alarms.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alarms = self.alarms.known.lock().unwrap_or_else(PoisonError::into_inner);
         alarms.retain(|alarm| alarm.strong_count() > 0);
         alarms.push(Arc::downgrade(alarm));
+    }
+
+    /// Whether the kernel has ended the events of the device, which it does when the device is removed.
+    pub(super) fn has_ended(&self) -> bool {
+        self.alarms.ended.load(Ordering::Acquire)
     }
 }
 
@@ -168,7 +189,13 @@ struct Opened(NonNull<verbs::Context>);
 // SAFETY: verbs may be called from any thread.
 unsafe impl Send for Opened {}
 
-/// Waits for events and tells of them. An error when it is time to end: nobody listens any more, or the device has gone.
+/// Whether there is more to wait for.
+enum Go {
+    On,
+    Home,
+}
+
+/// Waits for events and tells of them. An error if there will be no more of them, as the device has gone.
 ///
 /// # Safety
 /// The device is open, and `events` is where its events come.
@@ -178,25 +205,20 @@ unsafe fn read(
     events: BorrowedFd<'_>,
     stop: &OwnedFd,
     alarms: &Alarms,
-) -> io::Result<()> {
+) -> io::Result<Go> {
     let mut fds = [PollFd::new(&events, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
     match poll(&mut fds, None) {
-        Err(rustix::io::Errno::INTR) => return Ok(()),
+        Err(rustix::io::Errno::INTR) => return Ok(Go::On),
         other => other?,
     };
     if !fds[1].revents().is_empty() {
-        return Err(io::ErrorKind::Interrupted.into());
+        return Ok(Go::Home);
     }
     let mut event = MaybeUninit::<AsyncEvent>::zeroed();
     // SAFETY: the device is open, and there is room for what the library writes.
     match check(unsafe { (lib.get_async_event)(context.as_ptr(), event.as_mut_ptr()) }) {
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-        Err(e) => {
-            tracing::debug!("a device says nothing any more: {e}");
-            alarms.each(|alarm| alarm.raise(Trouble::Device));
-            return Err(e);
-        }
-        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Go::On),
+        other => other?,
     }
     // SAFETY: plain data, all of it zero or written by the library.
     let mut event = unsafe { event.assume_init() };
@@ -208,7 +230,7 @@ unsafe fn read(
     });
     // SAFETY: an event that the library gave us, acknowledged once. What it is about is not destroyed before that.
     unsafe { (lib.ack_async_event)(&mut event) };
-    Ok(())
+    Ok(Go::On)
 }
 
 #[cfg(test)]
@@ -242,7 +264,7 @@ mod tests {
     fn an_alarm_is_told_once_and_forgotten_ones_are_not_told() {
         let (alarms, here, gone) = (Alarms::default(), alarm(), alarm());
         for alarm in [&here, &gone] {
-            alarms.0.lock().unwrap().push(Arc::downgrade(alarm));
+            alarms.known.lock().unwrap().push(Arc::downgrade(alarm));
         }
         drop(gone);
         let mut cx = Context::from_waker(Waker::noop());
@@ -250,6 +272,6 @@ mod tests {
         alarms.each(|alarm| alarm.raise(Trouble::Port));
         assert_eq!(here.poll(&mut cx), Poll::Ready(Trouble::Port));
         assert_eq!(here.poll(&mut cx), Poll::Pending);
-        assert_eq!(alarms.0.lock().unwrap().len(), 1);
+        assert_eq!(alarms.known.lock().unwrap().len(), 1);
     }
 }

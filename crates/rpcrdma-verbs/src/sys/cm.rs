@@ -224,6 +224,12 @@ impl Id {
         self.raw
     }
 
+    /// The queue pair that was made on the identifier has been destroyed.
+    pub(super) fn forget_qp(&mut self) {
+        // SAFETY: the identifier is valid, and ours alone; the library takes its queue pair for destroyed when this is null.
+        unsafe { self.raw.as_mut() }.qp = ptr::null_mut();
+    }
+
     /// The device that the identifier is bound to, if it is.
     pub(super) fn context(&self) -> Option<NonNull<verbs::Context>> {
         // SAFETY: the identifier is valid until it is destroyed in `drop`.

@@ -41,6 +41,8 @@ pub(crate) struct Abilities {
     pub(crate) lent_from: Option<u32>,
     /// Windows that belong to one queue pair and that its peer can have invalidated.
     pub(crate) windows: bool,
+    /// Windows that there can be.
+    pub(crate) window_count: u32,
     /// Work requests in one queue.
     pub(crate) queue_depth: u32,
     /// Entries of one completion queue.
@@ -66,12 +68,18 @@ impl Abilities {
             siw,
             lent_from: siw.then_some(SIW_LENDS),
             windows: attr.device_cap_flags & verbs::CAP_WINDOW_TYPE_2B != 0 && attr.max_mw > 0,
+            window_count: count(attr.max_mw),
             queue_depth: count(attr.max_qp_wr),
             completions: count(attr.max_cqe),
             regions: count(attr.max_mr),
             reads_in: reads(attr.max_qp_rd_atom),
             reads_out: reads(attr.max_qp_init_rd_atom),
         }
+    }
+
+    /// Whether a Send can have a tag of the peer invalidated.
+    pub(crate) fn can_invalidate(&self) -> bool {
+        self.iwarp || self.windows
     }
 }
 
@@ -217,10 +225,8 @@ impl Device {
         let context = id.context().ok_or_else(unbound)?;
         let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
         devices.retain(|d| d.strong_count() > 0);
-        let known = devices
-            .iter()
-            .filter_map(Weak::upgrade)
-            .find(|d| d.context == context && !d.removed.load(Ordering::Relaxed));
+        let known =
+            devices.iter().filter_map(Weak::upgrade).find(|d| d.context == context && !d.is_removed());
         if let Some(device) = known {
             return Ok(device);
         }
@@ -273,6 +279,19 @@ impl Device {
     /// The device has gone; what is left of it is only taken apart.
     pub(crate) fn remove(&self) {
         self.removed.store(true, Ordering::Relaxed);
+    }
+
+    fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed) || self.watch.has_ended()
+    }
+
+    /// Whether the device has let go of something, of what it answered. When a device is removed the kernel takes
+    /// everything from it, and afterwards has only one answer, which is an error.
+    pub(super) fn let_go(&self, answer: io::Result<()>) -> io::Result<()> {
+        match answer {
+            Err(e) if e.raw_os_error() == Some(libc::EIO) && self.is_removed() => Ok(()),
+            answer => answer,
+        }
     }
 
     /// Raises an alarm when something happens to its connection.
@@ -414,6 +433,8 @@ impl Rights {
 /// Memory that the device may reach.
 pub(crate) struct Mr {
     raw: NonNull<verbs::Mr>,
+    /// It has been given back.
+    ended: bool,
     domain: Arc<Domain>,
     pub(crate) lkey: u32,
     pub(crate) rkey: u32,
@@ -446,13 +467,14 @@ impl Mr {
         let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: a registration that the library just made.
         let (lkey, rkey) = unsafe { (raw.as_ref().lkey, raw.as_ref().rkey) };
-        Ok(Self { raw, domain: Arc::clone(domain), lkey, rkey })
+        Ok(Self { raw, ended: false, domain: Arc::clone(domain), lkey, rkey })
     }
 
-    /// Registers the first bytes of a region for the peer.
+    /// Registers some bytes of a region.
     ///
     /// # Safety
-    /// The region is kept, and not looked at, until the registration is dropped.
+    /// The region is kept until [`Mr::deregister`] has succeeded, or until the queue pairs of the domain are destroyed; and
+    /// if the peer may write there, or work with the registration is posted, nobody looks at it.
     pub(crate) unsafe fn of_region(
         domain: &Arc<Domain>,
         region: &Region,
@@ -464,21 +486,32 @@ impl Mr {
         // SAFETY: the region keeps its block alive; the rest is the caller's promise.
         unsafe { Self::register(domain, bytes.as_ptr(), len, rights) }
     }
-}
 
-impl Mr {
     pub(crate) fn handle(&self) -> MrHandle {
         MrHandle(self.raw)
+    }
+
+    /// Takes the memory back from the device: after this nobody reaches it by this registration.
+    ///
+    /// # Errors
+    /// If the device does not let go of it, as when it is bound to a window. It may be tried again.
+    pub(crate) fn deregister(&mut self) -> io::Result<()> {
+        if !self.ended {
+            let device = &self.domain.device;
+            // SAFETY: registered once, and not given back yet.
+            device.let_go(check_number(unsafe { (device.lib.dereg_mr)(self.raw.as_ptr()) }))?;
+            self.ended = true;
+        }
+        Ok(())
     }
 }
 
 impl Drop for Mr {
     fn drop(&mut self) {
-        // SAFETY: registered once, given back once. The device refuses as long as windows are bound to it, and those are
-        // gone by then.
-        let answer = unsafe { (self.domain.device.lib.dereg_mr)(self.raw.as_ptr()) };
-        if let Err(error) = check_number(answer) {
-            tracing::warn!(%error, "memory could not be taken back from the device");
+        // Whoever gives memory back because of it has looked at the answer before. Otherwise the rights are local, or the
+        // queue pair has gone, and all that is lost is that the memory stays locked.
+        if let Err(error) = self.deregister() {
+            tracing::warn!(%error, "memory stays locked, as the device does not let go of it");
         }
     }
 }

@@ -159,7 +159,7 @@ pub(crate) enum Request {
 /// A queue pair with its completion queue and its end of the connection.
 pub(crate) struct Qp {
     raw: NonNull<verbs::Qp>,
-    /// `None` only while it is taken apart.
+    /// `None` once it is destroyed.
     id: Option<Id>,
     pub(crate) completions: Completions,
     pub(crate) domain: Arc<Domain>,
@@ -387,21 +387,34 @@ impl Qp {
     }
 
     /// Destroys the queue pair: the device no longer touches its memory. What is left is the identifier.
-    pub(crate) fn destroy(mut self) -> Option<Id> {
-        self.destroy_raw()
+    ///
+    /// # Errors
+    /// If the device does not let go of it. Then it may still use the memory of what is posted.
+    pub(crate) fn destroy(mut self) -> Result<Id, Box<(Self, io::Error)>> {
+        self.destroy_raw().map_err(|e| Box::new((self, e)))
     }
 
-    fn destroy_raw(&mut self) -> Option<Id> {
-        let id = self.id.take()?;
-        // SAFETY: made on this identifier, destroyed once.
-        unsafe { (id.lib().destroy_qp)(id.raw().as_ptr()) };
+    fn destroy_raw(&mut self) -> io::Result<Id> {
+        let mut id = self.id.take().ok_or(io::ErrorKind::NotConnected)?;
+        let device = self.domain.device();
+        // SAFETY: made on this identifier and not destroyed yet, or the identifier would be gone.
+        let answer = check_number(unsafe { (device.lib().destroy_qp)(self.raw.as_ptr()) });
+        if let Err(error) = device.let_go(answer) {
+            self.id = Some(id);
+            return Err(error);
+        }
+        id.forget_qp();
         self.domain.leave();
-        Some(id)
+        Ok(id)
     }
 }
 
 impl Drop for Qp {
     fn drop(&mut self) {
-        drop(self.destroy_raw());
+        if self.id.is_some()
+            && let Err(error) = self.destroy_raw()
+        {
+            tracing::error!(%error, "a queue pair could not be destroyed");
+        }
     }
 }

@@ -1,0 +1,320 @@
+//! Queue pairs on the fake library: what real devices do only when they fail, and the accounts of the Send queue.
+
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Waker};
+
+use rpcrdma_fabric::{ConnectError, Pool, RemoteSegment, RemoteSegments, Start};
+
+use super::*;
+use crate::{
+    Config,
+    connect::establish,
+    ffi::{
+        cm::event,
+        fake::{self, DEPTH, Device, Kind},
+        verbs::{flags, opcode},
+    },
+    sys::Channel,
+};
+
+const LEN: usize = 1024;
+const RECVS: usize = 4;
+
+async fn try_connect(
+    device: &'static Device,
+    pool: &Pool,
+    config: &Config,
+) -> Result<VerbsQueuePair, ConnectError> {
+    let mut id = Id::new(&Arc::new(Channel::new(fake::lib()).unwrap())).unwrap();
+    id.bind(SocketAddr::new(device.address(), 0)).unwrap();
+    let recvs = (0..RECVS).map_while(|_| pool.take()).collect();
+    let start = Start { private_data: vec![1], recvs, limits: QpLimits::default() };
+    establish(id, SocketAddr::new(device.address(), 20049), start, config).await
+}
+
+async fn connect(device: &'static Device, pool: &Pool) -> VerbsQueuePair {
+    // The thread that connects is not seen by a clock that runs ahead when all tasks wait.
+    tokio::time::resume();
+    let qp = try_connect(device, pool, &Config::default()).await.unwrap();
+    tokio::time::pause();
+    qp
+}
+
+fn pool() -> Pool {
+    Pool::new(LEN, 64)
+}
+
+/// Lets it do what it can, without waiting.
+fn drive(qp: &mut VerbsQueuePair, done: &mut Vec<Completion>) -> Poll<Result<(), Lost>> {
+    qp.poll(&mut Context::from_waker(Waker::noop()), done)
+}
+
+/// Everything that comes until it is over, and why it is.
+async fn rest(qp: &mut VerbsQueuePair) -> (Vec<Completion>, Lost) {
+    let mut done = Vec::new();
+    loop {
+        if let Err(lost) = poll_fn(|cx| qp.poll(cx, &mut done)).await {
+            return (done, lost);
+        }
+    }
+}
+
+fn segment(len: u32, offset: u64) -> RemoteSegment {
+    RemoteSegment { stag: Stag(77), offset, len }
+}
+
+/// What came back, in short: kinds of work, or tags.
+fn names(done: &[Completion]) -> Vec<String> {
+    let name = |c: &Completion| match c {
+        Completion::Received { .. } => "received".to_owned(),
+        Completion::Done { id, op, .. } => format!("{op:?} {id}"),
+        Completion::Flushed { id, op, .. } => format!("{op:?} {id} flushed"),
+        Completion::Reclaimed { .. } => "reclaimed".to_owned(),
+    };
+    done.iter().map(name).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_connects_for_ever_is_given_up_and_keeps_its_memory_until_it_returns() {
+    let (device, pool) = (Device::new(Kind::Windows), pool());
+    device.set(|state| state.hold = true);
+    let tried = try_connect(device, &pool, &Config::default()).await;
+    assert!(matches!(tried, Err(ConnectError::TimedOut)));
+    assert_eq!((device.state().queue_pairs, pool.in_use()), (1, RECVS), "the call is still under way");
+    device.set(|state| state.hold = false);
+    device.wait(|state| state.queue_pairs == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_comes_back_before_the_device_lets_go_of_the_queue_pair() {
+    for kind in [Kind::Windows, Kind::Registration] {
+        let (device, pool) = (Device::new(kind), pool());
+        let mut qp = connect(device, &pool).await;
+        let buf = pool.take().unwrap();
+        qp.post(Work::Send { id: 9, buf, len: 20, invalidate: None }).unwrap();
+        qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+        let mut done = Vec::new();
+        assert!(drive(&mut qp, &mut done).is_pending());
+        device.set(|state| state.refuse_qp = (3, libc::EACCES));
+        qp.shutdown(Shutdown::Abort);
+        assert!(drive(&mut qp, &mut done).is_pending());
+        assert!(done.is_empty() && qp.expose(pool.take().unwrap(), 1, Access::RemoteRead).is_err());
+        assert!(drive(&mut qp, &mut done).is_pending(), "asked again, it does not try again at once");
+        assert_eq!((device.state().refuse_qp.0, pool.in_use()), (2, RECVS + 2));
+        let (done, lost) = rest(&mut qp).await;
+        assert_eq!(lost, Lost::Closed);
+        let mut expected = vec!["Send 9 flushed"];
+        expected.extend(["Recv 0 flushed"; RECVS]);
+        expected.push("reclaimed");
+        assert_eq!(names(&done), expected);
+        drop((done, qp));
+        let state = device.state();
+        assert_eq!((state.queue_pairs, state.registrations, state.windows, pool.in_use()), (0, 0, 0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_device_never_lets_go_of_is_not_used_again() {
+    let (device, pool) = (Device::new(Kind::Windows), pool());
+    let mut qp = connect(device, &pool).await;
+    qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+    assert!(drive(&mut qp, &mut Vec::new()).is_pending());
+    device.set(|state| state.refuse_qp = (usize::MAX, libc::EACCES));
+    drop(qp);
+    assert_eq!((device.state().queue_pairs, pool.in_use()), (1, RECVS + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_was_removed_has_let_go_of_everything() {
+    let (device, pool) = (Device::new(Kind::Registration), pool());
+    let mut qp = connect(device, &pool).await;
+    qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+    device.set(|state| {
+        state.refuse_qp = (usize::MAX, libc::EIO);
+        state.refuse_mr = (usize::MAX, libc::EIO);
+    });
+    device.tell(event::DEVICE_REMOVAL);
+    let (done, lost) = rest(&mut qp).await;
+    assert_eq!((done.len(), lost), (RECVS + 1, Lost::Io(ErrorKind::NotConnected)));
+    drop(done);
+    assert_eq!(pool.in_use(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_that_stays_registered_comes_back_after_the_queue_pair_has_gone() {
+    let (device, pool) = (Device::new(Kind::Registration), pool());
+    let mut qp = connect(device, &pool).await;
+    let exposed = qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+    device.set(|state| state.refuse_mr = (1, libc::EACCES));
+    device.set(|state| state.refuse_qp = (1, libc::EACCES));
+    qp.invalidate(exposed.stag);
+    let mut done = Vec::new();
+    assert!(drive(&mut qp, &mut done).is_pending() && done.is_empty(), "the peer could still write");
+    let (done, lost) = rest(&mut qp).await;
+    assert_eq!(
+        (names(&done).last().unwrap().as_str(), lost),
+        ("reclaimed", Lost::Io(ErrorKind::PermissionDenied))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_is_not_shown_while_the_peer_could_change_it() {
+    let (device, pool) = (Device::new(Kind::Registration), pool());
+    let mut qp = connect(device, &pool).await;
+    let work = |id| Work::Read {
+        id,
+        buf: pool.take().unwrap(),
+        at: 8,
+        from: [segment(100, 5)].into_iter().collect(),
+    };
+    for id in [1, 2] {
+        qp.post(work(id)).unwrap();
+    }
+    assert!(drive(&mut qp, &mut Vec::new()).is_pending());
+    let numbers: Vec<_> = device.state().posted.iter().map(|r| (r.opcode, r.number)).collect();
+    assert_eq!(numbers, [(opcode::RDMA_READ, 0), (opcode::RDMA_READ, 1)]);
+    device.complete_send(0);
+    device.complete_send(1);
+    device.set(|state| state.refuse_mr = (1, libc::EBUSY));
+    let (done, lost) = rest(&mut qp).await;
+    assert_eq!(names(&done)[..2], ["Read 2", "Read 1 flushed"]);
+    assert_eq!(lost, Lost::Io(ErrorKind::ResourceBusy));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tag_that_is_given_out_twice_ends_the_connection_and_loses_nothing() {
+    let (device, pool) = (Device::new(Kind::Registration), pool());
+    let mut qp = connect(device, &pool).await;
+    device.set(|state| state.same_tag = true);
+    for _ in 0..2 {
+        qp.expose(pool.take().unwrap(), 100, Access::RemoteRead).unwrap();
+    }
+    let (done, lost) = rest(&mut qp).await;
+    assert_eq!((done.len(), lost), (RECVS + 2, Lost::Io(ErrorKind::AlreadyExists)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn regions_without_bytes_have_tags_of_their_own() {
+    let (device, pool) = (Device::new(Kind::Windows), pool());
+    let mut qp = connect(device, &pool).await;
+    let mut tags: Vec<_> = Vec::new();
+    for _ in 0..EMPTY_COUNT {
+        tags.push(qp.expose(Region::alloc(1), 0, Access::RemoteRead).unwrap().stag);
+    }
+    assert!(qp.expose(Region::alloc(1), 0, Access::RemoteRead).is_err());
+    qp.invalidate(tags[7]);
+    assert_eq!(qp.expose(Region::alloc(1), 0, Access::RemoteRead).unwrap().stag, tags[7]);
+    tags.sort();
+    tags.dedup();
+    assert_eq!(tags.len(), EMPTY_COUNT as usize);
+}
+
+/// However much is posted at once: the Send queue, which the fake library watches, never overflows, requests say what the work
+/// says, and work is done in order.
+#[tokio::test(start_paused = true)]
+async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
+    for seed in 1..20u64 {
+        let (device, pool) = (Device::new(Kind::Windows), pool());
+        let mut qp = connect(device, &pool).await;
+        let mut random = seed;
+        let mut next = |most: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % most
+        };
+        // (opcode, address, length, remote offset) of every request that is expected.
+        let mut expected = VecDeque::new();
+        for id in 0..40 {
+            let buf = pool.take().unwrap();
+            let base = buf.as_ptr() as u64;
+            if next(3) == 0 {
+                let len = next(LEN as u64 + 1);
+                expected.push_back((opcode::SEND, if len > 0 { base } else { 0 }, len as u32, 0));
+                qp.post(Work::Send { id, buf, len: len as usize, invalidate: None }).unwrap();
+                continue;
+            }
+            let lens: Vec<u32> = (0..next(12)).map(|_| next(80) as u32).collect();
+            let (mut at, mut segments) = (0, RemoteSegments::new());
+            for (i, len) in lens.into_iter().enumerate() {
+                let offset = 1000 * i as u64;
+                segments.push(segment(len, offset));
+                if len > 0 {
+                    expected.push_back((opcode::RDMA_WRITE, base + at, len, offset));
+                }
+                at += u64::from(len);
+            }
+            qp.post(Work::Write { id, buf, at: 0, to: segments }).unwrap();
+        }
+        let (mut ids, mut done) = (0..40, Vec::new());
+        loop {
+            let over = drive(&mut qp, &mut done);
+            for completion in done.drain(..) {
+                let Completion::Done { id, .. } = completion else { panic!("{completion:?}") };
+                assert_eq!(Some(id), ids.next());
+            }
+            if over.is_ready() {
+                continue;
+            }
+            // Some of what the device has completes: up to a request that is signalled.
+            let mut state = device.state();
+            let Some(last) = state.posted.iter().position(|r| r.flags & flags::SIGNALED != 0) else {
+                assert!(state.posted.is_empty(), "the last request of a chain is signalled");
+                break;
+            };
+            let mut number = 0;
+            for request in state.posted.drain(..=last).collect::<Vec<_>>() {
+                number = request.number;
+                let seen = (request.opcode, request.addr, request.len, request.remote);
+                assert_eq!(Some(seen), expected.pop_front());
+                let inline = request.opcode == opcode::SEND && (1..=128).contains(&request.len);
+                assert_eq!(request.flags & flags::INLINE != 0, inline);
+                state.occupied -= 1;
+            }
+            drop(state);
+            device.complete_send(number);
+        }
+        assert_eq!((ids.next(), expected.len()), (None, 0));
+    }
+}
+
+/// A region is opened by a request ahead of the Send that tells of it, in the same call.
+#[tokio::test(start_paused = true)]
+async fn a_window_is_bound_and_told_of_with_one_call_and_used_again_under_another_tag() {
+    let (device, pool) = (Device::new(Kind::Windows), pool());
+    let mut qp = connect(device, &pool).await;
+    let mut last = None;
+    for round in 0..3 {
+        let chains = device.state().chains;
+        let exposed = qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+        assert_ne!(Some(exposed.stag), last);
+        last = Some(exposed.stag);
+        qp.post(Work::Send { id: 1, buf: pool.take().unwrap(), len: 20, invalidate: None }).unwrap();
+        let mut done = Vec::new();
+        assert!(drive(&mut qp, &mut done).is_pending());
+        let mut seen = std::mem::take(&mut device.state().posted);
+        assert_eq!(seen.iter().map(|r| r.opcode).collect::<Vec<_>>(), [opcode::BIND_MW, opcode::SEND]);
+        assert_eq!((device.state().chains, seen[0].rkey), (chains + 1, exposed.stag.0));
+        device.complete_send(seen.pop_back().unwrap().number);
+        assert!(drive(&mut qp, &mut done).is_ready());
+        // The Reply has it invalidated.
+        let first = device.state().receives.pop_front().unwrap();
+        let invalidated_rkey = exposed.stag.0;
+        device.complete(Wc {
+            wr_id: first,
+            byte_len: 10,
+            wc_flags: verbs::WC_WITH_INV,
+            invalidated_rkey,
+            ..Wc::default()
+        });
+        assert!(drive(&mut qp, &mut done).is_ready());
+        assert_eq!(names(&done), ["Send 1", "reclaimed", "received"]);
+        device.set(|state| state.occupied -= 2);
+        assert_eq!(device.state().windows, 1, "round {round}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_pair_is_no_larger_than_its_device_allows() {
+    let (device, pool) = (Device::new(Kind::Windows), pool());
+    let qp = connect(device, &pool).await;
+    assert_eq!((qp.limits.recvs, device.state().depth), (DEPTH as usize, DEPTH));
+    assert_eq!((qp.limits.inbound_reads, qp.limits.outbound_reads), (8, 8));
+}
