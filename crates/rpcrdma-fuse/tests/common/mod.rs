@@ -40,7 +40,7 @@ impl Serving {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let inside = runtime.enter();
         let key = HandleKey::load_or_create(&key.join("key")).unwrap();
-        let options = LocalOptions { sync: false, ..LocalOptions::default() };
+        let options = LocalOptions { sync: false, apart: false, ..LocalOptions::default() };
         let export = LocalExport::open(dir, &key, options).unwrap();
         let rules = ExportRules { squash: Squash::None, ..ExportRules::default() };
         let mut exports = Exports::new();

@@ -33,7 +33,7 @@ pub(super) fn key() -> HandleKey {
 }
 
 pub(super) fn local(dir: &Path, change: impl FnOnce(&mut LocalOptions)) -> LocalExport {
-    let mut options = LocalOptions { sync: false, ..LocalOptions::default() };
+    let mut options = LocalOptions { sync: false, apart: false, ..LocalOptions::default() };
     change(&mut options);
     LocalExport::open(dir, &key(), options).unwrap()
 }

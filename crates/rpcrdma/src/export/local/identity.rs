@@ -88,6 +88,8 @@ impl Identity {
     pub(super) fn assume(&self, caller: &Caller) -> Result<Assumed<'_>, Errno> {
         let mut assumed = self.nothing_assumed();
         let Self::Caller { gid: own_gid, groups: own_groups } = self else { return Ok(assumed) };
+        #[cfg(test)]
+        count();
         if [caller.uid(), caller.gid()].contains(&NOBODY) || caller.groups().contains(&NOBODY) {
             return Err(Errno::PERM);
         }
@@ -116,7 +118,11 @@ impl Identity {
         match self {
             Self::Own { .. } => Ok(assumed),
             Self::Caller { .. } if caller.uid() == NOBODY => Err(Errno::PERM),
-            Self::Caller { .. } => self.take_user(assumed, caller),
+            Self::Caller { .. } => {
+                #[cfg(test)]
+                count();
+                self.take_user(assumed, caller)
+            }
         }
     }
 
@@ -131,6 +137,17 @@ impl Identity {
         }
         Ok(assumed)
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has acted as a caller.
+    pub(super) static ACTED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+fn count() {
+    ACTED.set(ACTED.get() + 1);
 }
 
 /// The thread acts as a caller until this is dropped.

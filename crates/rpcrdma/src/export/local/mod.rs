@@ -110,8 +110,9 @@ pub struct LocalOptions {
     /// Whose identity operations run under.
     pub run_as: RunAs,
     /// Whether a thread takes a caller's identity only if it may wait, so that those that receive Calls keep theirs for
-    /// good. The kernel's RDMA refuses a thread that has had another one since a device was opened, so this is for exports
-    /// that are served over RNICs.
+    /// good. The kernel's RDMA refuses a thread that has had another one since a device was opened, so an export that is
+    /// served over an RNIC needs this. Without it Calls that need not wait are served where they are received, which is
+    /// faster.
     pub apart: bool,
     /// Most descriptors kept open. Never more than half of what the process may open.
     pub max_descriptors: usize,
@@ -124,7 +125,7 @@ pub struct LocalOptions {
 }
 
 impl Default for LocalOptions {
-    /// Durable changes, everything else as good as the server's rights allow; 2,048 descriptors, a look per second, a
+    /// Durable changes, everything else as good as the server's rights allow, over any provider; 2,048 descriptors, a look per second, a
     /// million objects per search, and 256 Ki places, about 50 MiB.
     fn default() -> Self {
         Self {
@@ -132,7 +133,7 @@ impl Default for LocalOptions {
             sync: true,
             resolution: Resolution::Auto,
             run_as: RunAs::Auto,
-            apart: false,
+            apart: true,
             max_descriptors: 2048,
             recheck: Duration::from_secs(1),
             search_limit: 1 << 20,

@@ -294,17 +294,33 @@ fn threads_that_may_not_wait_need_not_act_as_callers() {
     fs::write(dir.path().join("file"), "content").unwrap();
     let export = local(dir.path(), |options| options.apart = true);
     let file = walk(&export, "file");
-    for proc in [Proc::SetAttr, Proc::Lookup, Proc::Access, Proc::Write, Proc::Create, Proc::ReadDir] {
-        // Others have no identity to take.
-        assert!(!is_root() || export.may_block(proc, &file, Stable::Unstable), "{proc}");
+    if !is_root() {
+        // There is no identity to take.
+        return;
     }
-    for proc in [Proc::GetAttr, Proc::FsInfo, Proc::ReadLink] {
-        assert!(!is_root() || !export.may_block(proc, &file, Stable::Unstable), "{proc}");
+    let (somebody, before) = (Caller::new(1000, 1000, &[]), identity::ACTED.get());
+    for proc in Proc::ALL {
+        if export.may_block(proc, &file, Stable::Unstable) {
+            continue;
+        }
+        match proc {
+            Proc::Null => {}
+            Proc::GetAttr => drop(export.getattr(&somebody, &file)),
+            Proc::ReadLink => drop(export.readlink(&somebody, &file, &mut Vec::new())),
+            Proc::FsStat => drop(export.fsstat(&somebody, &file)),
+            Proc::FsInfo => drop(export.fsinfo(&somebody, &file)),
+            Proc::PathConf => drop(export.pathconf(&somebody, &file)),
+            other => panic!("{other} is served where it is received"),
+        }
     }
-    let mut buf = [0; 7];
-    let now = export.read(&me(), &file, 0, &mut buf, Patience::Now);
-    assert!(!is_root() || now.is_err());
-    assert_eq!(read(&export, &file), Ok(b"content".to_vec()));
+    // This alone may find out that it would wait.
+    let now = export.read(&somebody, &file, 0, &mut [0; 7], Patience::Now);
+    assert!(
+        now.is_err() && identity::ACTED.get() == before,
+        "a thread that receives has acted as somebody else"
+    );
+    let wait = export.read(&somebody, &file, 0, &mut [0; 7], Patience::Wait);
+    assert!(wait.unwrap().result.is_ok() && identity::ACTED.get() > before);
 }
 
 #[test]
