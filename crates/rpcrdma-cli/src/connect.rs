@@ -45,6 +45,10 @@ pub(crate) struct ClientOptions {
     #[arg(long, value_name = "NAME", default_value = "softiwarp", conflicts_with = "tcp")]
     pub(crate) provider: Provider,
 
+    /// Look for answers this long before sleeping, which costs processor time; done less where it does not pay off
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u32).range(1..=10_000), conflicts_with = "tcp")]
+    pub(crate) spin: Option<u32>,
+
     /// TCP port of the MOUNT service [default: the NFS ports are asked first, then rpcbind]
     #[arg(long, value_name = "PORT")]
     pub(crate) mount_port: Option<u16>,
@@ -102,6 +106,11 @@ pub(crate) struct ClientOptions {
     pub(crate) gid: Option<u32>,
 }
 
+/// What `--spin` says.
+pub(crate) fn micros(spin: u32) -> Duration {
+    Duration::from_micros(spin.into())
+}
+
 /// Reads an inline threshold.
 pub(crate) fn parse_inline(text: &str) -> Result<u32, String> {
     let bytes = units::parse_size(text)?;
@@ -113,15 +122,21 @@ pub(crate) fn parse_inline(text: &str) -> Result<u32, String> {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl ClientOptions {
+    /// The settings of software iWARP that the options describe.
+    pub(crate) fn iwarp(&self) -> iwarp::Config {
+        let mut config = iwarp::Config::default();
+        config.crc = self.crc != Some(Switch::Off);
+        config.peer_to_peer = self.peer_to_peer;
+        config.spin = self.spin.map(micros);
+        config
+    }
+
     /// The transport that the options describe.
     pub(crate) fn transport(&self) -> Transport {
         if self.tcp {
             return Transport::Tcp;
         }
-        let mut soft = iwarp::Config::default();
-        soft.crc = self.crc != Some(Switch::Off);
-        soft.peer_to_peer = self.peer_to_peer;
-        let connector = self.provider.connector(soft);
+        let connector = self.provider.connector(self.iwarp());
         Transport::Rdma(match self.inject {
             Some(plan) => Arc::new(InjectConnector::new(connector, plan)),
             None => connector,

@@ -34,10 +34,10 @@ pub(crate) enum Provider {
 }
 
 impl Provider {
-    /// Makes connections; `soft` is for those of software iWARP.
+    /// Makes connections, with the settings for software iWARP and what of them concerns RNICs, too.
     pub(crate) fn connector(self, soft: iwarp::Config) -> Arc<dyn Connector> {
+        let verbs = rpcrdma_verbs::Connector::new(verbs_config(&soft));
         let soft = iwarp::Connector::new(soft);
-        let verbs = rpcrdma_verbs::Connector::default();
         match self {
             Self::Softiwarp => Arc::new(soft),
             Self::Verbs => Arc::new(verbs),
@@ -69,8 +69,8 @@ impl Provider {
         }
     }
 
-    /// Listens at an address. Must be called in a tokio runtime.
-    pub(crate) fn listen(self, addr: SocketAddr, crc: bool) -> io::Result<Box<dyn Listener>> {
+    /// Listens at an address, with settings as for [`Provider::connector`]. Must be called in a tokio runtime.
+    pub(crate) fn listen(self, addr: SocketAddr, soft: &iwarp::Config) -> io::Result<Box<dyn Listener>> {
         let verbs = || {
             // Listening at all addresses works without any device, too, and then nobody comes.
             let usable = rpcrdma_verbs::devices().map_err(io::Error::from)?;
@@ -80,14 +80,10 @@ impl Provider {
             }) {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, why));
             }
-            let listener = rpcrdma_verbs::Listener::bind(addr, rpcrdma_verbs::Config::default())?;
+            let listener = rpcrdma_verbs::Listener::bind(addr, verbs_config(soft))?;
             Ok(Box::new(listener) as Box<dyn Listener>)
         };
-        let soft = || {
-            let mut config = iwarp::Config::default();
-            config.crc = crc;
-            Ok(Box::new(iwarp::Listener::bind(addr, config)?) as Box<dyn Listener>)
-        };
+        let soft = || Ok(Box::new(iwarp::Listener::bind(addr, soft.clone())?) as Box<dyn Listener>);
         match self {
             Self::Softiwarp => soft(),
             Self::Verbs => verbs(),
@@ -104,6 +100,13 @@ impl Provider {
             },
         }
     }
+}
+
+/// The settings for RNICs.
+fn verbs_config(soft: &iwarp::Config) -> rpcrdma_verbs::Config {
+    let mut config = rpcrdma_verbs::Config::default();
+    config.spin = soft.spin;
+    config
 }
 
 /// Decides for each connection.

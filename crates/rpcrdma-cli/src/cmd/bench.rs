@@ -225,10 +225,11 @@ impl Bench {
             .prefix("rpcrdma-bench-")
             .tempdir_in(&above)
             .map_err(|e| Failure::of(above.display(), e))?;
-        let server = Loopback::start(dir.path(), ServerConfig::default(), (self.client.provider, crc), None)?;
-        let runtime = super::runtime()?;
         let crc = if crc { Switch::On } else { Switch::Off };
         let client = ClientOptions { crc: Some(crc), ..self.client.clone() };
+        let over = (client.provider, &client.iwarp());
+        let server = Loopback::start(dir.path(), ServerConfig::default(), over, None)?;
+        let runtime = super::runtime()?;
         let done = runtime.block_on(async {
             let mut session = Session::new(&client);
             self.all(out, &mut session, &server.target(dir.path()), true).await

@@ -119,6 +119,13 @@ struct Report {
 }
 
 impl Demo {
+    /// The settings of software iWARP.
+    fn iwarp(&self) -> iwarp::Config {
+        let mut config = iwarp::Config::default();
+        config.crc = self.crc == Switch::On;
+        config
+    }
+
     pub(super) fn run(self) -> Outcome {
         let (dir, own) = match &self.dir {
             Some(dir) => (dir.clone(), false),
@@ -141,8 +148,7 @@ impl Demo {
         let mut config = ServerConfig::default();
         config.rdma.grant = 64;
         let server_plan = FaultPlan { seed: self.inject.seed.wrapping_add(1), ..self.inject };
-        let server =
-            Loopback::start(&dir, config, (self.provider, self.crc == Switch::On), Some(server_plan))?;
+        let server = Loopback::start(&dir, config, (self.provider, &self.iwarp()), Some(server_plan))?;
         let runtime = super::runtime()?;
         let exclude = if own { vec![b"target".to_vec(), b".git".to_vec()] } else { Vec::new() };
         let done = runtime.block_on(async {
@@ -175,9 +181,7 @@ impl Demo {
         scratch: &Path,
         server: &Loopback,
     ) -> Result<Report, Failure> {
-        let mut fabric = iwarp::Config::default();
-        fabric.crc = self.crc == Switch::On;
-        let connector = InjectConnector::new(self.provider.connector(fabric), self.inject);
+        let connector = InjectConnector::new(self.provider.connector(self.iwarp()), self.inject);
         let faults = connector.counters();
         let transport = Transport::Rdma(Arc::new(connector));
         let target = server.target(dir);

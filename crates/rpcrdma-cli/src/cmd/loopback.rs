@@ -6,6 +6,7 @@ use rpcrdma::{
     client::Target,
     export::{ExportRules, Exports, HandleKey, LocalExport, LocalOptions, Squash},
     fabric::{FaultCounters, FaultPlan, InjectListener, Listener},
+    iwarp,
     metrics::ServerMetrics,
     server::{Server, ServerConfig, rpc::RpcService},
 };
@@ -27,7 +28,7 @@ impl Loopback {
     pub(super) fn start(
         dir: &Path,
         mut config: ServerConfig,
-        (provider, crc): (Provider, bool),
+        (provider, soft): (Provider, &iwarp::Config),
         plan: Option<FaultPlan>,
     ) -> Result<Self, Failure> {
         let fail = |e: std::io::Error| Failure::of("the server cannot start", e);
@@ -50,7 +51,7 @@ impl Loopback {
             .map_err(fail)?;
         let _inside = runtime.enter();
         let any = SocketAddr::from((provider.own_address().map_err(fail)?, 0));
-        let listener = provider.listen(any, crc).map_err(fail)?;
+        let listener = provider.listen(any, soft).map_err(fail)?;
         let addr = listener.local_addr();
         let (listener, faults): (Box<dyn Listener>, _) = match plan {
             None => (listener, None),

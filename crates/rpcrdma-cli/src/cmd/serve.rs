@@ -17,6 +17,7 @@ use rpcrdma::{
     client::Target,
     export::{ExportRules, Exports, HandleKey, LocalExport, LocalOptions, Squash},
     fabric::{FaultPlan, InjectListener, Listener},
+    iwarp,
     metrics::ServerMetrics,
     nfs::v3::{self, Proc},
     server::{Server, ServerConfig, Service, rpc::RpcService, rpcbind, tcp},
@@ -29,7 +30,7 @@ use tokio::{
 
 use crate::{
     address::ListenAt,
-    connect::{Switch, parse_inline},
+    connect::{Switch, micros, parse_inline},
     failure::{Failure, Outcome},
     out::{self, Out},
     provider::Provider,
@@ -141,6 +142,10 @@ struct Tuning {
     #[arg(long, value_name = "NAME", default_value = "softiwarp")]
     provider: Provider,
 
+    /// Look for calls this long before sleeping, which costs processor time; done less where it does not pay off
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    spin: Option<u32>,
+
     /// Whether every frame of software iWARP carries a CRC32c; it does as soon as one side wants it
     #[arg(long, value_name = "WHEN", default_value = "on")]
     crc: Switch,
@@ -235,9 +240,11 @@ impl Serve {
         let mut server = Server::new(Arc::clone(&service) as Arc<dyn Service>, config);
 
         let wanted = self.listen.clone().unwrap_or_default();
-        let (provider, crc) = (self.tuning.provider, self.tuning.crc == Switch::On);
+        let mut soft = iwarp::Config::default();
+        soft.crc = self.tuning.crc == Switch::On;
+        soft.spin = self.tuning.spin.map(micros);
         let listener = wanted
-            .bind(v3::PORT_RDMA, |a| provider.listen(a, crc))
+            .bind(v3::PORT_RDMA, |a| self.tuning.provider.listen(a, &soft))
             .map_err(|(at, e)| in_use(&at, "RDMA", "--listen", e))?;
         let rdma = listener.local_addr();
         let listener: Box<dyn Listener> = match self.tuning.inject {
