@@ -4,7 +4,8 @@
 //! FUSE has one number for two purposes: it names the object in every request, and programs see it as `st_ino`. Here it
 //! is the server's file id, which is unique in a file system, so that `st_ino` is what the server's own users see.
 //! Objects of another file system than the root's, and those with a number that FUSE keeps for itself, get a hash with
-//! the highest bit set.
+//! the highest bit set. So do pipes, sockets and devices, of their handle: one that somebody has open lives on here after its
+//! last name is gone, while the server may have given its file id to another.
 //!
 //! # Limits
 //! NFSv3 has 32 bits for seconds, and nothing before 1970. Times beyond are set to the nearest that it can say.
@@ -12,22 +13,36 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
-use rpcrdma::nfs::v3::{self, Attributes, NfsTime, SetTime};
+use rpcrdma::nfs::v3::{self, Attributes, Handle, NfsTime, SetTime};
 
 /// The number of the mounted directory, whatever the server calls it.
 pub(crate) const ROOT: u64 = INodeNo::ROOT.0;
 
 /// The number of an object of a mount whose root is on file system `root_fsid`.
-pub(crate) fn number(root_fsid: u64, attributes: &Attributes) -> u64 {
-    let Attributes { fsid, fileid, .. } = *attributes;
-    if fsid == root_fsid && fileid > ROOT {
+pub(crate) fn number(root_fsid: u64, handle: &Handle, attributes: &Attributes) -> u64 {
+    let Attributes { fsid, fileid, file_type, .. } = *attributes;
+    let mut x = fileid ^ fsid.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    if is_special(file_type) {
+        for piece in handle.as_bytes().chunks(8) {
+            x = piece.iter().fold(mix(x), |x, byte| x.rotate_left(8) ^ u64::from(*byte));
+        }
+    } else if fsid == root_fsid && fileid > ROOT {
         return fileid;
     }
-    // A finalizer of SplitMix64: every bit of the input reaches every bit of the output.
-    let mut x = fileid ^ fsid.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mix(x) | 1 << 63
+}
+
+/// A finalizer of SplitMix64: every bit of the input reaches every bit of the output.
+fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (x ^ (x >> 31)) | 1 << 63
+    x ^ (x >> 31)
+}
+
+/// Whether what is read from and written to an object is not the server's, but this machine's kernel's.
+pub(crate) fn is_special(of: v3::FileType) -> bool {
+    use v3::FileType::{Block, Character, Fifo, Socket};
+    matches!(of, Block | Character | Fifo | Socket)
 }
 
 /// What FUSE calls a type.
@@ -118,11 +133,20 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_the_server_where_they_can_be() {
-        assert_eq!(number(7, &attributes(7, 4711)), 4711);
+        let of = |attributes| number(7, &Handle::EMPTY, &attributes);
+        assert_eq!(of(attributes(7, 4711)), 4711);
         for odd in [attributes(8, 4711), attributes(7, 1), attributes(7, 0)] {
-            assert!(number(7, &odd) >> 63 == 1);
+            assert!(of(odd) >> 63 == 1);
         }
-        assert_ne!(number(7, &attributes(8, 2)), number(7, &attributes(9, 2)));
+        assert_ne!(of(attributes(8, 2)), of(attributes(9, 2)));
+    }
+
+    #[test]
+    fn a_pipe_with_the_file_id_of_another_has_a_number_of_its_own() {
+        let pipe = Attributes { file_type: v3::FileType::Fifo, ..attributes(7, 4711) };
+        let of = |handle: &[u8]| number(7, &Handle::new(handle).unwrap(), &pipe);
+        assert_eq!(of(b"the first of two"), of(b"the first of two"));
+        assert!(of(b"the first of two") != of(b"the second of two") && of(b"") >> 63 == 1);
     }
 
     #[test]

@@ -179,7 +179,9 @@ impl Shared {
         }
         let handle = handle.unwrap_or(Handle::EMPTY);
         let shown = match attributes {
-            Some(attributes) if !plus => Shown::unreferenced(self.inodes.number(&attributes), &attributes),
+            Some(attributes) if !plus => {
+                Shown::unreferenced(self.inodes.number(&handle, &attributes), &attributes)
+            }
             attributes => {
                 let (inode, _, shown) = self.show_entry(handle, attributes, dir.inode.number, epoch).await?;
                 if !plus {

@@ -69,6 +69,8 @@ struct Known {
     belief: Duration,
     /// The last ctime seen.
     seen: Option<WccAttr>,
+    /// For an object whose data is the kernel's: what the server has said of it last.
+    special: Option<Box<Attributes>>,
     /// For a directory: changes of its entries that are under way, and how often one has begun or other attributes were
     /// seen.
     changing: usize,
@@ -122,6 +124,9 @@ impl Inode {
         let mut known = lock(&self.known);
         known.left = None;
         known.events += 1;
+        if attr::is_special(attributes.file_type) {
+            known.special = Some(Box::new(*attributes));
+        }
         let now = Instant::now();
         let wcc = attributes.wcc();
         if known.seen != Some(wcc) {
@@ -169,6 +174,11 @@ impl Inode {
     /// and not if others have been seen since.
     pub(crate) fn take_left(&self) -> Option<(Attributes, Duration)> {
         lock(&self.known).left.take().map(|(attributes, when)| (attributes, when.elapsed()))
+    }
+
+    /// The attributes of a pipe, a socket or a device that the server knows no more: those that it had last, without a name.
+    pub(crate) fn without_name(&self) -> Option<Attributes> {
+        lock(&self.known).special.as_deref().map(|last| Attributes { nlink: 0, ..*last })
     }
 
     /// A file with these attributes is opened; from now on what the kernel caches belongs to them.
@@ -236,8 +246,8 @@ impl Inodes {
     }
 
     /// The number by which the kernel knows, or would know, an object with these attributes.
-    pub(crate) fn number(&self, attributes: &Attributes) -> u64 {
-        attr::number(self.fsid, attributes)
+    pub(crate) fn number(&self, handle: &Handle, attributes: &Attributes) -> u64 {
+        attr::number(self.fsid, handle, attributes)
     }
 
     /// The object that a request names.
@@ -247,7 +257,7 @@ impl Inodes {
 
     /// An object that the kernel is about to be told of, with one more reference.
     pub(crate) fn refer(&self, handle: Handle, attributes: &Attributes, parent: u64) -> Arc<Inode> {
-        let number = attr::number(self.fsid, attributes);
+        let number = self.number(&handle, attributes);
         match lock(&self.table).entry(number) {
             Entry::Vacant(vacant) => {
                 let inode = inode(number, 0, handle, attributes, parent);
@@ -268,7 +278,7 @@ impl Inodes {
 
     /// The object with this handle and these attributes, if the kernel knows it.
     pub(crate) fn find(&self, handle: Handle, attributes: &Attributes) -> Option<Arc<Inode>> {
-        self.get(attr::number(self.fsid, attributes)).filter(|inode| inode.handle == handle)
+        self.get(self.number(&handle, attributes)).filter(|inode| inode.handle == handle)
     }
 
     /// The kernel gives references back.

@@ -8,7 +8,7 @@ use std::{
 use fuser::{FileAttr, Generation, INodeNo, Notifier};
 use rpcrdma::{
     memory::Pools,
-    nfs::v3::{Attributes, FileType, Handle, NfsTime},
+    nfs::v3::{Attributes, FileType, Handle, NfsTime, Status},
 };
 use tokio::sync::Semaphore;
 
@@ -153,7 +153,11 @@ impl Shared {
             }
         }
         let mark = inode.mark();
-        let attributes = self.users.owner().mount.getattr(inode.handle).await?;
+        let attributes = match self.users.owner().mount.getattr(inode.handle).await {
+            // The server has forgotten it with its last name, but a program may have it open.
+            Err(e) if e.status() == Some(Status::STALE) => inode.without_name().ok_or(e)?,
+            attributes => attributes?,
+        };
         Ok(self.show(inode, &attributes, Some(mark)))
     }
 

@@ -232,6 +232,31 @@ fn a_file_lives_on_without_a_name() {
     assert_eq!(fs::read_dir(rig.served()).unwrap().count(), 0);
 }
 
+/// Pipes belong to the kernel of the machine, and the server may use the number of one that has lost its name again.
+#[test]
+fn pipes_live_on_without_a_name() {
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("pipe");
+    let mut pipes: Vec<File> = (0..8)
+        .map(|_| {
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+            let pipe = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            pipe
+        })
+        .collect();
+    for (i, pipe) in pipes.iter_mut().enumerate() {
+        let attributes = pipe.metadata().unwrap();
+        assert!(attributes.file_type().is_fifo() && attributes.nlink() == 0);
+        pipe.write_all(&[i as u8]).unwrap();
+    }
+    for (i, pipe) in pipes.iter_mut().enumerate() {
+        let mut byte = [0];
+        pipe.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, [i as u8]);
+    }
+}
+
 #[test]
 fn a_rename_that_fails_leaves_the_open_file_its_name() {
     let Some(rig) = Rig::start("") else { return };
