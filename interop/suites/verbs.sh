@@ -41,7 +41,7 @@ verbs_serve() {
 }
 # Stops it when its connections have ended, and leaves what it has said, with its counters, in $scratch/serve.log.
 verbs_serve_stop() {
-    inside -t 60 'ended() { grep "^  rdma " /tmp/serve.log | tail -n 1 | grep -q "connections \([0-9,]*\), closed \1,"; }
+    inside -t 120 'ended() { grep "^  rdma " /tmp/serve.log | tail -n 1 | grep -q "connections \([0-9,]*\), closed \1,"; }
         for i in $(seq 60); do kill -USR1 $(cat /tmp/serve.pid); sleep 0.3; ended && break; done
         ended || echo "FAILED: connections of the server do not end"
         kill -INT $(cat /tmp/serve.pid); until [ -s /tmp/serve.status ]; do sleep 0.1; done
