@@ -94,3 +94,127 @@ pub(super) fn fits(buf: &Region, at: usize, segments: &RemoteSegments) -> Result
     let room = buf.len().checked_sub(at).ok_or(RejectReason::OutOfRange)?;
     usize::try_from(total).ok().filter(|total| *total <= room).ok_or(RejectReason::OutOfRange)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rpcrdma_fabric::{RemoteSegment, Stag};
+
+    use super::*;
+
+    const LKEY: u32 = 5;
+    const AT: usize = 3;
+
+    fn manner() -> Manner {
+        Manner { longest: 1 << 31, can_invalidate: true, inline_max: 128, lent_from: None }
+    }
+
+    /// All requests of a piece of work; it says of itself that it is done behind the last one, and nowhere else.
+    fn requests(work: Work, manner: Manner) -> Vec<Request> {
+        let mut posting = Posting::new(work, LKEY, None);
+        let mut all = Vec::new();
+        while !posting.is_done() {
+            all.push(posting.next(manner).expect("not done, so there is one"));
+        }
+        all
+    }
+
+    fn send(len: usize, manner: Manner) -> Request {
+        let work = Work::Send { id: 1, buf: Region::alloc(len), len, invalidate: Some(Stag(9)) };
+        let all = requests(work, manner);
+        assert_eq!(all.len(), 1);
+        all.into_iter().next().unwrap()
+    }
+
+    proptest! {
+        /// The bytes of the region from `AT` on, one behind the other, to or from each segment from its offset on, in
+        /// messages that are not too long and not empty; of a Read, the last one is signalled, and of a Write, those that
+        /// are lent.
+        #[test]
+        fn transfers_cover_their_segments_once_and_in_order(
+            lens in prop::collection::vec(prop_oneof![3 => 0u32..200, 1 => Just(0)], 0..20),
+            longest in 1u32..100,
+            lent in prop::option::of(1u32..100),
+            write: bool,
+        ) {
+            let mut segments = RemoteSegments::new();
+            for (i, len) in lens.iter().enumerate() {
+                // The last one ends where offsets do.
+                let offset = if i + 1 == lens.len() { u64::MAX - u64::from(*len) } else { 1000 * i as u64 };
+                segments.push(RemoteSegment { stag: Stag(i as u32), offset, len: *len });
+            }
+            let total: usize = lens.iter().map(|len| *len as usize).sum();
+            let buf = Region::alloc(AT + total);
+            let mut local = buf.as_ptr() as u64 + AT as u64;
+            let work = if write {
+                Work::Write { id: 1, buf, at: AT, to: segments.clone() }
+            } else {
+                Work::Read { id: 1, buf, at: AT, from: segments.clone() }
+            };
+            let all = requests(work, Manner { longest, lent_from: lent, ..manner() });
+            let count = all.len();
+            let mut all = all.into_iter().enumerate();
+            for segment in &segments {
+                let mut within = 0;
+                while within < segment.len {
+                    let (i, request) = all.next().expect("bytes are left");
+                    let (seen, signal) = match request {
+                        Request::Write { addr, len, lkey, to, rkey, signal } if write => ((addr, len, lkey, to, rkey), signal),
+                        Request::Read { addr, len, lkey, from, rkey, signal } if !write => ((addr, len, lkey, from, rkey), signal),
+                        _ => panic!("another kind of request"),
+                    };
+                    let len = longest.min(segment.len - within);
+                    let remote = segment.offset.wrapping_add(u64::from(within));
+                    prop_assert_eq!(seen, (local, len, LKEY, remote, segment.stag.0));
+                    let expected = if write { lent.is_some_and(|from| len >= from) } else { i + 1 == count };
+                    prop_assert_eq!(signal, expected);
+                    within += len;
+                    local += u64::from(len);
+                }
+            }
+            prop_assert!(all.next().is_none(), "more requests than bytes");
+        }
+    }
+
+    #[test]
+    fn a_transfer_of_nothing_has_no_request() {
+        for lens in [&[][..], &[0], &[0, 0]] {
+            let to: RemoteSegments =
+                lens.iter().map(|len| RemoteSegment { stag: Stag(1), offset: 0, len: *len }).collect();
+            let mut posting =
+                Posting::new(Work::Write { id: 1, buf: Region::alloc(1), at: 0, to }, LKEY, None);
+            assert!(posting.next(manner()).is_none() && posting.is_done());
+        }
+    }
+
+    #[test]
+    fn a_send_carries_itself_if_it_is_small_and_names_a_tag_if_the_device_can() {
+        for (len, small) in [(0, false), (1, true), (128, true), (129, false)] {
+            let Request::Send { len: seen, lkey, invalidate, inline, signal, .. } = send(len, manner())
+            else {
+                panic!("no Send")
+            };
+            assert_eq!((seen as usize, lkey, invalidate, inline, signal), (len, LKEY, Some(9), small, false));
+        }
+        let plain = Manner { can_invalidate: false, inline_max: 0, lent_from: Some(50), ..manner() };
+        for (len, lent) in [(49, false), (50, true)] {
+            let Request::Send { invalidate, inline, signal, .. } = send(len, plain) else {
+                panic!("no Send")
+            };
+            assert_eq!((invalidate, inline, signal), (None, false, lent));
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_region_is_refused() {
+        let buf = Region::alloc(10);
+        let of = |lens: &[u32]| -> RemoteSegments {
+            lens.iter().map(|len| RemoteSegment { stag: Stag(1), offset: 0, len: *len }).collect()
+        };
+        assert_eq!(fits(&buf, 0, &of(&[4, 0, 6])), Ok(10));
+        assert_eq!(fits(&buf, 10, &of(&[])), Ok(0));
+        for (at, lens) in [(0, &[11][..]), (1, &[4, 6]), (11, &[]), (usize::MAX, &[1]), (0, &[u32::MAX; 3])] {
+            assert_eq!(fits(&buf, at, &of(lens)), Err(RejectReason::OutOfRange), "{at} {lens:?}");
+        }
+    }
+}
