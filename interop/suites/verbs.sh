@@ -217,6 +217,12 @@ verbs_commands() { # DEVICE TRANSPORT PROTECTION
     inside 'rpcrdma ping -v -c 3 -i 0.05 --provider auto nfs://127.0.0.1:20050 2>&1' >"$scratch/auto.log"
     says 'auto takes software iWARP' 'software iWARP: .*no RDMA device leads to 127.0.0.1' "$scratch/auto.log"
 
+    # Nothing arrives any more: who connects gives up in time, though siw's system call waits for TCP, and one thread has to do.
+    inside -t 150 "/usr/bin/tc qdisc add dev lo root netem loss 100%
+        TOKIO_WORKER_THREADS=1 timeout 100 rpcrdma ping -c 1 --provider verbs --timeout 5 nfs://$guest_address 2>&1; echo status \$?
+        /usr/bin/tc qdisc del dev lo root" >"$scratch/silent.log"
+    says 'a silent network is given up' '^status 1$' "$scratch/silent.log"
+
     # Somebody else than root: the server acts as him, and connections can be made afterwards, too.
     inside -t 200 "chmod 666 /dev/infiniband/*; cp -r /given/tree /tmp/his; chown -R 65534:65534 /tmp/his
         su -s /bin/sh nobody -c 'rpcrdma cp -r $how /tmp/his $url && rpcrdma cp -r $how $url/his /tmp/back'"

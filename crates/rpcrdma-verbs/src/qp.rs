@@ -455,8 +455,9 @@ impl VerbsQueuePair {
         self.nudge = None;
         let mut invalidated = None;
         let soft_roce = self.domain.device().abilities.soft_roce;
-        let flag = if soft_roce { verbs::WC_WITH_INV_KERNEL } else { verbs::WC_WITH_INV };
-        if wc.wc_flags & flag != 0 {
+        // The other meaning of the kernel's bit, and of the library's to the kernel, is a checksum of raw packets.
+        let flags = if soft_roce { verbs::WC_WITH_INV | verbs::WC_WITH_INV_KERNEL } else { verbs::WC_WITH_INV };
+        if wc.wc_flags & flags != 0 {
             let tag = wc.invalidated_rkey;
             invalidated = Some(Stag(tag));
             if let Some(Exposure { region, guard, closing }) = self.shut(tag) {
