@@ -154,8 +154,12 @@ impl Shared {
         }
         let mark = inode.mark();
         let attributes = match self.users.owner().mount.getattr(inode.handle).await {
-            // The server has forgotten it with its last name, but a program may have it open.
-            Err(e) if e.status() == Some(Status::STALE) => inode.without_name().ok_or(e)?,
+            // The server has forgotten it with its last name, but a program may have it open. Not to be believed for longer
+            // than this, as there may be another of this name.
+            Err(e) if e.status() == Some(Status::STALE) => {
+                let last = inode.without_name().ok_or(e)?;
+                return Ok(Shown { belief: Duration::ZERO, ..self.show(inode, &last, Some(mark)) });
+            }
             attributes => attributes?,
         };
         Ok(self.show(inode, &attributes, Some(mark)))

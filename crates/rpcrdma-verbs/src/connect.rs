@@ -85,7 +85,10 @@ async fn ask(mut qp: VerbsQueuePair, private_data: Vec<u8>, reads: (u8, u8)) -> 
             Offer { private_data: &private_data, responder_resources: reads.0, initiator_depth: reads.1 };
         let result = match qp.id().and_then(|id| id.connect(&offer)) {
             Ok(()) => Ok(qp),
-            Err(e) => Err(e),
+            Err(e) => {
+                drop(qp);
+                Err(e)
+            }
         };
         // If nobody waits any more, it is dropped here.
         drop(answer.send(result));
@@ -251,7 +254,8 @@ pub(crate) fn make(
     peer: SocketAddr,
 ) -> Result<VerbsQueuePair, ConnectError> {
     let windows = protection(device, config) == Protection::Windows;
-    let kind = if windows { DomainKind::Shared } else { DomainKind::Own };
+    // On iWARP the destinations of Reads are open to the peer, too, without a window.
+    let kind = if windows && !device.abilities.iwarp { DomainKind::Shared } else { DomainKind::Own };
     let no_room = |e: io::Error| failed(&e, queues_failed(&e));
     let domain = device.domain(kind).map_err(no_room)?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

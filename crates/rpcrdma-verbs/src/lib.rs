@@ -24,7 +24,7 @@
 //!
 //! # When it breaks
 //! A failed completion, a goodbye, the removal of the device, or the loss of its address ends the connection. Everything
-//! comes back, and the rest of the goodbye happens in a short-lived task.
+//! comes back as soon as the device has let go of it, and the rest of the goodbye happens in a short-lived task.
 //!
 //! # Limits
 //! Queues are as long as asked for and the device allows; what does not fit waits here. Registered memory is locked, so

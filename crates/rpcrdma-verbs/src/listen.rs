@@ -164,7 +164,9 @@ impl Place {
                     let Some(peer) = id.peer_addr() else { continue };
                     let asked = (responder_resources, initiator_depth);
                     let config = config.clone();
-                    return Poll::Ready(Ok(Box::new(VerbsRequest { id, peer, private_data, asked, config })));
+                    let device = Device::of(&id);
+                    let request = VerbsRequest { device, id, peer, private_data, asked, config };
+                    return Poll::Ready(Ok(Box::new(request)));
                 }
                 Event { what: Happened::DeviceRemoved | Happened::AddressChanged, .. } => {
                     tracing::warn!(local = %self.local, "the RDMA device has gone, and nobody can connect until it is back");
@@ -198,6 +200,7 @@ impl Seam for Listener {
 
 /// A request that has not been answered.
 struct VerbsRequest {
+    device: io::Result<Arc<Device>>,
     id: Id,
     peer: SocketAddr,
     private_data: Vec<u8>,
@@ -212,7 +215,7 @@ impl Request for VerbsRequest {
     }
 
     fn can_invalidate(&self) -> bool {
-        Device::of(&self.id).is_ok_and(|device| device.abilities.can_invalidate())
+        self.device.as_ref().is_ok_and(|device| device.abilities.can_invalidate())
     }
 
     fn accept<'a>(self: Box<Self>, answer: Decide<'a>) -> BoxFuture<'a, Result<BoxQueuePair, ConnectError>> {
@@ -222,10 +225,10 @@ impl Request for VerbsRequest {
 
 impl VerbsRequest {
     async fn set_up(self: Box<Self>, answer: Decide<'_>) -> Result<BoxQueuePair, ConnectError> {
-        let Self { mut id, peer, private_data, asked, config } = *self;
+        let Self { device, mut id, peer, private_data, asked, config } = *self;
+        let device = device?;
         let channel: Arc<Channel> = Arc::new(open_channel(id.lib())?);
         id.migrate(&channel)?;
-        let device = Device::of(&id)?;
         let start: Start = match answer(&private_data) {
             Answer::Accept(start) => start,
             Answer::Reject(why) => {

@@ -17,7 +17,7 @@
 //! is destroyed, and everything comes back. See [`take_apart`](VerbsQueuePair::take_apart) for the order.
 //!
 //! What the device does not let go of does not come back. If that is one registration, the connection ends; if it is the
-//! queue pair, that is tried again and again, and a queue pair that is dropped meanwhile leaves its memory to the device.
+//! queue pair, that is tried again and again, behind the back of who drops it if need be.
 //!
 //! # Limits
 //! [`QpLimits`] as asked for, within what the device has; what the Send queue has no room for waits in `pending`.
@@ -31,6 +31,7 @@ use std::{
     cell::Cell,
     collections::{HashMap, VecDeque},
     io::{self, ErrorKind},
+    mem::ManuallyDrop,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -161,6 +162,8 @@ pub(crate) struct VerbsQueuePair {
     doubles: Vec<(u32, Exposure)>,
     /// Why it ends, and when to try the next time to destroy the queue pair.
     ending: Option<(Lost, Pin<Box<Sleep>>)>,
+    /// It was said that the queue pair could not be destroyed.
+    waits_for_device: bool,
     /// What `poll` answers when it is over.
     lost: Option<Lost>,
     /// It was said that the device takes no more memory.
@@ -226,14 +229,20 @@ impl VerbsQueuePair {
             kept: Vec::new(),
             doubles: Vec::new(),
             ending: None,
+            waits_for_device: false,
             lost: None,
             complained: Cell::new(false),
         }
     }
 
-    /// Posts the first Receives, before the peer can send anything. As many as there is room for.
+    /// Posts the first Receives, before the peer can send anything.
     pub(crate) fn begin(&mut self, recvs: Vec<Region>) -> io::Result<()> {
-        for buf in recvs.into_iter().take(self.limits.recvs) {
+        let (count, most) = (recvs.len(), self.limits.recvs);
+        if count > most {
+            let why = format!("the device takes {most} Receives, and {count} are wanted: use fewer credits");
+            return Err(io::Error::new(ErrorKind::InvalidInput, why));
+        }
+        for buf in recvs {
             let lkey = local_key(&self.domain, &buf).map_err(|e| failed(&e, registration_failed(&e)))?;
             self.recvs.push_back((buf, lkey));
         }
@@ -456,7 +465,8 @@ impl VerbsQueuePair {
         let mut invalidated = None;
         let soft_roce = self.domain.device().abilities.soft_roce;
         // The other meaning of the kernel's bit, and of the library's to the kernel, is a checksum of raw packets.
-        let flags = if soft_roce { verbs::WC_WITH_INV | verbs::WC_WITH_INV_KERNEL } else { verbs::WC_WITH_INV };
+        let flags =
+            if soft_roce { verbs::WC_WITH_INV | verbs::WC_WITH_INV_KERNEL } else { verbs::WC_WITH_INV };
         if wc.wc_flags & flags != 0 {
             let tag = wc.invalidated_rkey;
             invalidated = Some(Stag(tag));
@@ -525,7 +535,6 @@ impl VerbsQueuePair {
     fn troubled(&mut self, trouble: Trouble) {
         match trouble {
             Trouble::Device => {
-                self.domain.device().remove();
                 self.cause.get_or_insert(Lost::Io(ErrorKind::NotConnected));
             }
             Trouble::Port => {
@@ -711,7 +720,7 @@ impl VerbsQueuePair {
         before: usize,
     ) -> Poll<Result<(), Lost>> {
         while let Err(error) = self.take_apart() {
-            if !self.complained.replace(true) {
+            if !std::mem::replace(&mut self.waits_for_device, true) {
                 tracing::error!(
                     "a connection's memory is not given back, as the device does not let go of it: {error}"
                 );
@@ -719,7 +728,7 @@ impl VerbsQueuePair {
             let mut again = Box::pin(sleep(AGAIN));
             if again.as_mut().poll(cx).is_pending() {
                 self.ending = Some((lost, again));
-                return Poll::Pending;
+                return if done.len() > before { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
         }
         self.give_back(lost.clone(), done);
@@ -814,6 +823,18 @@ fn local_key(domain: &Arc<Domain>, region: &Region) -> io::Result<u32> {
     BlockMr::of(domain, region).map(|(lkey, _)| lkey)
 }
 
+/// Destroys a queue pair when the device lets go of it, and only then frees its memory; never, if the runtime ends before.
+fn bury(runtime: &Handle, mut qp: Option<Qp>, memory: impl Send + 'static) {
+    let memory = ManuallyDrop::new(memory);
+    runtime.spawn(async move {
+        while let Some(held) = qp.take() {
+            sleep(AGAIN).await;
+            qp = held.destroy().err().map(|kept| kept.0);
+        }
+        drop(ManuallyDrop::into_inner(memory));
+    });
+}
+
 /// Keeps an identifier until the peer has heard the goodbye, which the connection manager repeats, and no longer.
 fn linger(runtime: &Handle, id: Id) {
     runtime.spawn(async move {
@@ -898,6 +919,10 @@ impl QueuePair for VerbsQueuePair {
     }
 
     fn invalidate(&mut self, stag: Stag) {
+        // Then it comes back with everything else.
+        if self.is_over() {
+            return;
+        }
         let Some(exposure) = self.exposures.get_mut(&stag.0) else { return };
         if exposure.closing {
             return;
@@ -948,13 +973,15 @@ impl QueuePair for VerbsQueuePair {
 impl Drop for VerbsQueuePair {
     fn drop(&mut self) {
         if let Err(error) = self.take_apart() {
-            tracing::error!("a connection's memory is lost, as the device does not let go of it: {error}");
+            tracing::error!(
+                "a connection's memory is not freed, as the device does not let go of it: {error}"
+            );
             let under_way: Vec<_> = self.ledger.drain().collect();
             let (recvs, pending) = (std::mem::take(&mut self.recvs), std::mem::take(&mut self.pending));
             let (exposures, doubles) =
                 (std::mem::take(&mut self.exposures), std::mem::take(&mut self.doubles));
             let kept = std::mem::take(&mut self.kept);
-            std::mem::forget((self.qp.take(), recvs, pending, under_way, exposures, doubles, kept));
+            bury(&self.runtime, self.qp.take(), (recvs, pending, under_way, exposures, doubles, kept));
         }
     }
 }

@@ -3,15 +3,15 @@
 //! # Operation
 //! A [`Device`] has an address of its own, by which the fake connection manager finds it. Everything that is made of it leads
 //! back to it through its context, as in the real libraries. It carries nothing out: it writes down what it is asked for, and
-//! the test says what completes. Objects that are given back twice, or while something depends on them, end the test, and so
-//! does a Send queue that overflows.
+//! the test says what completes. A Send queue that overflows ends the test, and so does an identifier that goes before its
+//! queue pair.
 #![allow(unsafe_code, reason = "functions of C libraries")]
 
 use std::{
     collections::VecDeque,
     ffi::{c_char, c_int, c_void},
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
     ptr,
     sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -42,6 +42,7 @@ pub(crate) struct Seen {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) queue_pairs: usize,
+    pub(crate) domains: usize,
     pub(crate) registrations: usize,
     pub(crate) windows: usize,
     /// How often giving back a registration, and a queue pair, fails, and with what.
@@ -49,6 +50,8 @@ pub(crate) struct State {
     pub(crate) refuse_qp: (usize, c_int),
     /// The system call that connects does not return.
     pub(crate) hold: bool,
+    /// The kernel has ended the device's events.
+    ended: bool,
     /// All registrations have the same tag.
     pub(crate) same_tag: bool,
     /// What was posted, for the test to take.
@@ -92,6 +95,8 @@ pub(crate) enum Kind {
     Windows,
     /// iWARP with registration per Call.
     Registration,
+    /// iWARP with windows.
+    IwarpWindows,
 }
 
 /// The length of both queues of fake devices.
@@ -109,13 +114,13 @@ impl Device {
             unsafe { std::mem::zeroed::<(verbs::Context, verbs::Device, verbs::DeviceAttr)>() };
         listed.transport_type = match kind {
             Kind::Windows => verbs::TRANSPORT_IB,
-            Kind::Registration => verbs::TRANSPORT_IWARP,
+            Kind::Registration | Kind::IwarpWindows => verbs::TRANSPORT_IWARP,
         };
         listed.name[0] = b'f' as c_char;
         let depth = DEPTH as c_int;
         (attr.max_qp_wr, attr.max_cqe, attr.max_mr) = (depth, 2 * depth + 1, 1000);
         (attr.max_qp_rd_atom, attr.max_qp_init_rd_atom) = (8, 8);
-        if kind == Kind::Windows {
+        if kind != Kind::Registration {
             (attr.max_mw, attr.device_cap_flags) = (1000, verbs::CAP_WINDOW_TYPE_2B);
         }
         context.ops.alloc_mw = Some(alloc_mw);
@@ -169,6 +174,12 @@ impl Device {
         rustix::io::write(&self.completed, &1u64.to_ne_bytes()).unwrap();
     }
 
+    /// The kernel has taken everything from the device.
+    pub(crate) fn end_events(&self) {
+        self.state().ended = true;
+        rustix::io::write(&self.events, &1u64.to_ne_bytes()).unwrap();
+    }
+
     /// Something happens to the connection that was made last.
     pub(crate) fn tell(&self, event: c_int) {
         let id = self.state().connected as *mut cm::Id;
@@ -210,7 +221,7 @@ fn set_errno(number: c_int) -> c_int {
 /// # Safety
 /// A context of a device of ours.
 unsafe fn device<'a>(context: *mut verbs::Context) -> &'a Device {
-    // SAFETY: the context is its device's first field, and devices stay for ever.
+    // SAFETY: contexts are handed out as pointers to their devices, which begin with them and stay for ever.
     unsafe { &*context.cast::<Device>() }
 }
 
@@ -291,9 +302,13 @@ unsafe extern "C" fn query_port(_: *mut verbs::Context, _: u8, attr: *mut verbs:
 }
 
 unsafe extern "C" fn alloc_pd(context: *mut verbs::Context) -> *mut verbs::Pd {
+    // SAFETY: see above.
+    unsafe { device(context) }.state().domains += 1;
     Box::into_raw(Box::new(verbs::Pd { context, handle: 0 }))
 }
 unsafe extern "C" fn dealloc_pd(pd: *mut verbs::Pd) -> c_int {
+    // SAFETY: see above.
+    unsafe { device((*pd).context) }.state().domains -= 1;
     // SAFETY: see above.
     drop(unsafe { Box::from_raw(pd) });
     0
@@ -343,13 +358,16 @@ unsafe extern "C" fn dealloc_mw(mw: *mut verbs::Mw) -> c_int {
 }
 
 unsafe extern "C" fn create_comp_channel(context: *mut verbs::Context) -> *mut verbs::CompChannel {
+    // One descriptor for each, as each is watched.
     // SAFETY: see above.
-    let fd = unsafe { device(context) }.completed.as_raw_fd();
+    let fd = unsafe { device(context) }.completed.try_clone().unwrap().into_raw_fd();
     Box::into_raw(Box::new(verbs::CompChannel { context, fd, refcnt: 0 }))
 }
 unsafe extern "C" fn destroy_comp_channel(channel: *mut verbs::CompChannel) -> c_int {
     // SAFETY: see above.
-    drop(unsafe { Box::from_raw(channel) });
+    let channel = unsafe { Box::from_raw(channel) };
+    // SAFETY: made for this channel, and nobody else's.
+    drop(unsafe { OwnedFd::from_raw_fd(channel.fd) });
     0
 }
 unsafe extern "C" fn create_cq(
@@ -394,8 +412,10 @@ unsafe extern "C" fn poll_cq(cq: *mut verbs::Cq, room: c_int, into: *mut Wc) -> 
     }
     count
 }
-unsafe extern "C" fn get_async_event(_: *mut verbs::Context, _: *mut verbs::AsyncEvent) -> c_int {
-    set_errno(libc::EAGAIN)
+unsafe extern "C" fn get_async_event(context: *mut verbs::Context, _: *mut verbs::AsyncEvent) -> c_int {
+    // SAFETY: see above.
+    let ended = unsafe { device(context) }.state().ended;
+    set_errno(if ended { libc::EIO } else { libc::EAGAIN })
 }
 unsafe extern "C" fn ack_async_event(_: *mut verbs::AsyncEvent) {}
 unsafe extern "C" fn wc_status_str(_: c_int) -> *const c_char {
@@ -486,7 +506,7 @@ unsafe extern "C" fn bind_addr(id: *mut cm::Id, addr: *mut libc::sockaddr) -> c_
         return set_errno(libc::ENODEV);
     };
     // SAFETY: see above.
-    unsafe { (*id).verbs = ptr::from_ref(&device.context).cast_mut() };
+    unsafe { (*id).verbs = ptr::from_ref(*device).cast::<verbs::Context>().cast_mut() };
     0
 }
 unsafe extern "C" fn listen(_: *mut cm::Id, _: c_int) -> c_int {

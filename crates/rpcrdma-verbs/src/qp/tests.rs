@@ -22,19 +22,19 @@ const RECVS: usize = 4;
 async fn try_connect(
     device: &'static Device,
     pool: &Pool,
-    config: &Config,
+    recvs: usize,
 ) -> Result<VerbsQueuePair, ConnectError> {
     let mut id = Id::new(&Arc::new(Channel::new(fake::lib()).unwrap())).unwrap();
     id.bind(SocketAddr::new(device.address(), 0)).unwrap();
-    let recvs = (0..RECVS).map_while(|_| pool.take()).collect();
+    let recvs = (0..recvs).map_while(|_| pool.take()).collect();
     let start = Start { private_data: vec![1], recvs, limits: QpLimits::default() };
-    establish(id, SocketAddr::new(device.address(), 20049), start, config).await
+    establish(id, SocketAddr::new(device.address(), 20049), start, &Config::default()).await
 }
 
 async fn connect(device: &'static Device, pool: &Pool) -> VerbsQueuePair {
     // The thread that connects is not seen by a clock that runs ahead when all tasks wait.
     tokio::time::resume();
-    let qp = try_connect(device, pool, &Config::default()).await.unwrap();
+    let qp = try_connect(device, pool, RECVS).await.unwrap();
     tokio::time::pause();
     qp
 }
@@ -77,11 +77,15 @@ fn names(done: &[Completion]) -> Vec<String> {
 async fn a_call_that_connects_for_ever_is_given_up_and_keeps_its_memory_until_it_returns() {
     let (device, pool) = (Device::new(Kind::Windows), pool());
     device.set(|state| state.hold = true);
-    let tried = try_connect(device, &pool, &Config::default()).await;
+    let tried = try_connect(device, &pool, RECVS).await;
     assert!(matches!(tried, Err(ConnectError::TimedOut)));
     assert_eq!((device.state().queue_pairs, pool.in_use()), (1, RECVS), "the call is still under way");
     device.set(|state| state.hold = false);
     device.wait(|state| state.queue_pairs == 0);
+    // The thread is about to give it back.
+    while pool.in_use() > 0 {
+        std::thread::yield_now();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,14 +117,44 @@ async fn nothing_comes_back_before_the_device_lets_go_of_the_queue_pair() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_device_never_lets_go_of_is_not_used_again() {
+async fn what_is_dropped_is_freed_when_the_device_lets_go_of_it() {
+    for times in [3, usize::MAX] {
+        let (device, pool) = (Device::new(Kind::Windows), pool());
+        let mut qp = connect(device, &pool).await;
+        qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+        assert!(drive(&mut qp, &mut Vec::new()).is_pending());
+        device.set(|state| state.refuse_qp = (times, libc::EACCES));
+        drop(qp);
+        assert_eq!((device.state().queue_pairs, pool.in_use()), (1, RECVS + 1));
+        sleep(AGAIN * 4).await;
+        let left = if times == 3 { (0, 0) } else { (1, RECVS + 1) };
+        assert_eq!((device.state().queue_pairs, pool.in_use()), left);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_done_is_told_before_the_device_has_let_go() {
     let (device, pool) = (Device::new(Kind::Windows), pool());
     let mut qp = connect(device, &pool).await;
-    qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
-    assert!(drive(&mut qp, &mut Vec::new()).is_pending());
-    device.set(|state| state.refuse_qp = (usize::MAX, libc::EACCES));
-    drop(qp);
-    assert_eq!((device.state().queue_pairs, pool.in_use()), (1, RECVS + 1));
+    qp.post(Work::Send { id: 9, buf: pool.take().unwrap(), len: 20, invalidate: None }).unwrap();
+    let mut done = Vec::new();
+    assert!(drive(&mut qp, &mut done).is_pending());
+    device.set(|state| state.refuse_qp = (1, libc::EACCES));
+    qp.shutdown(Shutdown::Graceful);
+    device.complete_send(0);
+    while !drive(&mut qp, &mut done).is_pending() {}
+    assert_eq!((names(&done), device.state().queue_pairs), (vec!["Send 9".to_owned()], 1));
+    let (done, _) = rest(&mut qp).await;
+    assert_eq!(done.len(), RECVS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_can_write_to_without_a_window_is_in_a_domain_of_its_connection() {
+    for (kind, domains) in [(Kind::Windows, 1), (Kind::Registration, 2), (Kind::IwarpWindows, 2)] {
+        let (device, pool) = (Device::new(kind), pool());
+        let _both = (connect(device, &pool).await, connect(device, &pool).await);
+        assert_eq!(device.state().domains, domains);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,6 +167,10 @@ async fn a_device_that_was_removed_has_let_go_of_everything() {
         state.refuse_mr = (usize::MAX, libc::EIO);
     });
     device.tell(event::DEVICE_REMOVAL);
+    // The kernel refuses everything before it takes anything.
+    let mut done = Vec::new();
+    assert!(drive(&mut qp, &mut done).is_pending() && done.is_empty());
+    device.end_events();
     let (done, lost) = rest(&mut qp).await;
     assert_eq!((done.len(), lost), (RECVS + 1, Lost::Io(ErrorKind::NotConnected)));
     drop(done);
@@ -317,4 +355,6 @@ async fn a_queue_pair_is_no_larger_than_its_device_allows() {
     let qp = connect(device, &pool).await;
     assert_eq!((qp.limits.recvs, device.state().depth), (DEPTH as usize, DEPTH));
     assert_eq!((qp.limits.inbound_reads, qp.limits.outbound_reads), (8, 8));
+    let Err(why) = try_connect(device, &pool, DEPTH as usize + 1).await else { panic!("too many Receives") };
+    assert!(why.to_string().contains("the device takes 40 Receives, and 41 are wanted"), "{why}");
 }

@@ -102,7 +102,7 @@ impl Alarm {
 #[derive(Default)]
 struct Alarms {
     known: Mutex<Vec<Weak<Alarm>>>,
-    /// The device says nothing any more.
+    /// The kernel has taken everything from the device, and its events are the last.
     ended: AtomicBool,
 }
 
@@ -151,7 +151,7 @@ impl Watch {
                 }
             };
             tracing::debug!("a device says nothing any more: {error}");
-            known.ended.store(true, Ordering::Release);
+            known.ended.store(error.raw_os_error() == Some(libc::EIO), Ordering::Release);
             known.each(|alarm| alarm.raise(Trouble::Device));
         })?;
         Ok(Self { alarms, stop, thread: Some(thread) })
@@ -162,6 +162,11 @@ impl Watch {
         let mut alarms = self.alarms.known.lock().unwrap_or_else(PoisonError::into_inner);
         alarms.retain(|alarm| alarm.strong_count() > 0);
         alarms.push(Arc::downgrade(alarm));
+        drop(alarms);
+        // After all others were told.
+        if self.has_ended() {
+            alarm.raise(Trouble::Device);
+        }
     }
 
     /// Whether the kernel has ended the events of the device, which it does when the device is removed.

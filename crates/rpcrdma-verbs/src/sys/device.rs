@@ -77,9 +77,9 @@ impl Abilities {
         }
     }
 
-    /// Whether a Send can have a tag of the peer invalidated.
+    /// Whether a Send can have a tag of the peer invalidated. Of the drivers for iWARP not all can.
     pub(crate) fn can_invalidate(&self) -> bool {
-        self.iwarp || self.windows
+        self.siw || self.windows
     }
 }
 
@@ -285,11 +285,11 @@ impl Device {
         self.removed.load(Ordering::Relaxed) || self.watch.has_ended()
     }
 
-    /// Whether the device has let go of something, of what it answered. When a device is removed the kernel takes
-    /// everything from it, and afterwards has only one answer, which is an error.
+    /// Whether the device has let go of something, of what it answered. When a device is removed, every answer is an error
+    /// at once, and then the kernel takes everything from the device, the file of its events last.
     pub(super) fn let_go(&self, answer: io::Result<()>) -> io::Result<()> {
         match answer {
-            Err(e) if e.raw_os_error() == Some(libc::EIO) && self.is_removed() => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::EIO) && self.watch.has_ended() => Ok(()),
             answer => answer,
         }
     }

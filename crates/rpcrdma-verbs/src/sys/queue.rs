@@ -415,6 +415,8 @@ impl Drop for Qp {
             && let Err(error) = self.destroy_raw()
         {
             tracing::error!(%error, "a queue pair could not be destroyed");
+            // It would go before its queue pair.
+            std::mem::forget(self.id.take());
         }
     }
 }
