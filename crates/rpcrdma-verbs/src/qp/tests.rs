@@ -251,7 +251,8 @@ async fn regions_without_bytes_have_tags_of_their_own() {
 #[tokio::test(start_paused = true)]
 async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
     for seed in 1..20u64 {
-        let (device, pool) = (Device::new(Kind::Windows), pool());
+        let kind = if seed % 2 == 0 { Kind::Windows } else { Kind::Registration };
+        let (device, pool) = (Device::new(kind), pool());
         let mut qp = connect(device, &pool).await;
         let mut random = seed;
         let mut next = |most: u64| {
@@ -263,7 +264,8 @@ async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
         for id in 0..40 {
             let buf = pool.take().unwrap();
             let base = buf.as_ptr() as u64;
-            if next(3) == 0 {
+            let what = next(3);
+            if what == 0 {
                 let len = next(LEN as u64 + 1);
                 expected.push_back((opcode::SEND, if len > 0 { base } else { 0 }, len as u32, 0));
                 qp.post(Work::Send { id, buf, len: len as usize, invalidate: None }).unwrap();
@@ -275,11 +277,17 @@ async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
                 let offset = 1000 * i as u64;
                 segments.push(segment(len, offset));
                 if len > 0 {
-                    expected.push_back((opcode::RDMA_WRITE, base + at, len, offset));
+                    let opcode = if what == 1 { opcode::RDMA_WRITE } else { opcode::RDMA_READ };
+                    expected.push_back((opcode, base + at, len, offset));
                 }
                 at += u64::from(len);
             }
-            qp.post(Work::Write { id, buf, at: 0, to: segments }).unwrap();
+            qp.post(if what == 1 {
+                Work::Write { id, buf, at: 0, to: segments }
+            } else {
+                Work::Read { id, buf, at: 0, from: segments }
+            })
+            .unwrap();
         }
         let (mut ids, mut done) = (0..40, Vec::new());
         loop {
@@ -310,6 +318,24 @@ async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
             device.complete_send(number);
         }
         assert_eq!((ids.next(), expected.len()), (None, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_connection_manager_says_ends_the_connection() {
+    let ends = [
+        (event::DISCONNECTED, Lost::PeerClosed),
+        (event::ADDR_CHANGE, Lost::Io(ErrorKind::AddrNotAvailable)),
+        (event::DEVICE_REMOVAL, Lost::Io(ErrorKind::NotConnected)),
+        (event::UNREACHABLE, Lost::Io(ErrorKind::ConnectionReset)),
+    ];
+    for (event, expected) in ends {
+        let (device, pool) = (Device::new(Kind::Windows), pool());
+        let mut qp = connect(device, &pool).await;
+        qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+        device.tell(event);
+        let (done, lost) = rest(&mut qp).await;
+        assert_eq!((done.len(), lost), (RECVS + 1, expected));
     }
 }
 
