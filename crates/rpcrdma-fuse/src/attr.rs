@@ -3,9 +3,8 @@
 //! # Numbers
 //! FUSE has one number for two purposes: it names the object in every request, and programs see it as `st_ino`. Here it
 //! is the server's file id, which is unique in a file system, so that `st_ino` is what the server's own users see.
-//! Objects of another file system than the root's, and those with a number that FUSE keeps for itself, get a hash with
-//! the highest bit set. So do pipes, sockets and devices, of their handle: one that somebody has open lives on here after its
-//! last name is gone, while the server may have given its file id to another.
+//! Objects of another file system than the root's, those with a number that FUSE keeps for itself, and those that come after
+//! another one of the same number, get a hash with the highest bit set.
 //!
 //! # Limits
 //! NFSv3 has 32 bits for seconds, and nothing before 1970. Times beyond are set to the nearest that it can say.
@@ -13,23 +12,24 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
-use rpcrdma::nfs::v3::{self, Attributes, Handle, NfsTime, SetTime};
+use rpcrdma::nfs::v3::{self, Attributes, NfsTime, SetTime};
 
 /// The number of the mounted directory, whatever the server calls it.
 pub(crate) const ROOT: u64 = INodeNo::ROOT.0;
 
 /// The number of an object of a mount whose root is on file system `root_fsid`.
-pub(crate) fn number(root_fsid: u64, handle: &Handle, attributes: &Attributes) -> u64 {
-    let Attributes { fsid, fileid, file_type, .. } = *attributes;
-    let mut x = fileid ^ fsid.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    if is_special(file_type) {
-        for piece in handle.as_bytes().chunks(8) {
-            x = piece.iter().fold(mix(x), |x, byte| x.rotate_left(8) ^ u64::from(*byte));
-        }
-    } else if fsid == root_fsid && fileid > ROOT {
+pub(crate) fn number(root_fsid: u64, attributes: &Attributes) -> u64 {
+    let Attributes { fsid, fileid, .. } = *attributes;
+    if fsid == root_fsid && fileid > ROOT {
         return fileid;
     }
-    mix(x) | 1 << 63
+    another_number(fileid ^ fsid.rotate_left(32))
+}
+
+/// The next to try when there is another object of this number.
+pub(crate) fn another_number(number: u64) -> u64 {
+    // An odd constant with its bits well mixed, so that the numbers go on and on.
+    mix(number.wrapping_add(0x9e37_79b9_7f4a_7c15)) | 1 << 63
 }
 
 /// A finalizer of SplitMix64: every bit of the input reaches every bit of the output.
@@ -133,20 +133,12 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_the_server_where_they_can_be() {
-        let of = |attributes| number(7, &Handle::EMPTY, &attributes);
+        let of = |attributes| number(7, &attributes);
         assert_eq!(of(attributes(7, 4711)), 4711);
         for odd in [attributes(8, 4711), attributes(7, 1), attributes(7, 0)] {
             assert!(of(odd) >> 63 == 1);
         }
         assert_ne!(of(attributes(8, 2)), of(attributes(9, 2)));
-    }
-
-    #[test]
-    fn a_pipe_with_the_file_id_of_another_has_a_number_of_its_own() {
-        let pipe = Attributes { file_type: v3::FileType::Fifo, ..attributes(7, 4711) };
-        let of = |handle: &[u8]| number(7, &Handle::new(handle).unwrap(), &pipe);
-        assert_eq!(of(b"the first of two"), of(b"the first of two"));
-        assert!(of(b"the first of two") != of(b"the second of two") && of(b"") >> 63 == 1);
     }
 
     #[test]

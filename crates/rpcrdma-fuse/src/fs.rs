@@ -3,10 +3,10 @@
 use std::{ffi::OsStr, future::Future, io, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rpcrdma::{
     fabric::Region,
@@ -26,6 +26,8 @@ use crate::{
 const BACKGROUND: u16 = 256;
 /// Bytes that the kernel reads ahead of a program at most.
 pub(crate) const READ_AHEAD: u32 = 8 << 20;
+/// No number is used for another object while the kernel knows it.
+const GENERATION: Generation = Generation(0);
 const O_EXCL: i32 = 0o200;
 const O_TRUNC: i32 = 0o1000;
 const O_APPEND: i32 = 0o2000;
@@ -38,7 +40,7 @@ fn name_of(name: &OsStr) -> Vec<u8> {
 }
 
 fn answer_entry(reply: ReplyEntry, shown: Shown) {
-    reply.entry_with_ttls(&shown.belief, &shown.name, &shown.attr, shown.generation);
+    reply.entry_with_ttls(&shown.belief, &shown.name, &shown.attr, GENERATION);
 }
 
 fn answer_attr(reply: ReplyAttr, shown: Shown) {
@@ -291,7 +293,7 @@ impl Filesystem for Fs {
         let name = name_of(name);
         let how = CreateFile { mode, exclusive: flags & O_EXCL != 0, truncate: flags & O_TRUNC != 0 };
         let answer = |reply: ReplyCreate, (shown, number, how): (Shown, u64, FopenFlags)| {
-            reply.created(&shown.belief, &shown.attr, shown.generation, FileHandle(number), how);
+            reply.created(&shown.belief, &shown.attr, GENERATION, FileHandle(number), how);
         };
         self.start_as(request, reply, answer, |fs, user| async move {
             let dir = fs.inode(parent)?;
@@ -444,7 +446,7 @@ impl Filesystem for Fs {
         reply: ReplyDirectoryPlus,
     ) {
         let add = |reply: &mut ReplyDirectoryPlus, next, name: &OsStr, shown: &Shown| {
-            reply.add(shown.attr.ino, next, name, &shown.belief, &shown.attr, shown.generation)
+            reply.add(shown.attr.ino, next, name, &shown.belief, &shown.attr, GENERATION)
         };
         self.list(request, (fh, offset, true), reply, add, ReplyDirectoryPlus::ok);
     }

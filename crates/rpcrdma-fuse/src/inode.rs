@@ -8,12 +8,13 @@
 //! that the kernel has cached stays good as long as size, mtime and ctime are those that belong to it: what we change
 //! ourselves moves them along, and any other change makes the next open drop the cache.
 //!
-//! # Limits
-//! A server that gives a number to a new object gets a new generation of it, so that the kernel does not take one for
-//! the other.
+//! # Numbers that servers use again
+//! A file id can be that of another object which the kernel still knows: one that is gone, or open without a name. The new
+//! object gets a number of its own for as long as the kernel knows it. Under the same one the kernel would have to give the
+//! old object up, and a program that is just about to open that would see EIO, instead of being sent to look again.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -29,7 +30,6 @@ use crate::{attr, options::CacheTime, user::User, write::WriteBack};
 pub(crate) struct Inode {
     /// Its number towards the kernel.
     pub(crate) number: u64,
-    pub(crate) generation: u64,
     pub(crate) handle: Handle,
     pub(crate) file_type: FileType,
     /// The directory in which it was found first, for `..`.
@@ -234,46 +234,60 @@ struct Slot {
 /// All objects that the kernel may name.
 pub(crate) struct Inodes {
     fsid: u64,
-    table: Mutex<HashMap<u64, Slot>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    slots: HashMap<u64, Slot>,
+    /// Objects whose number is not the one that [`attr::number`] gives, because that was another's.
+    elsewhere: HashMap<Handle, u64>,
+}
+
+impl Table {
+    fn number(&self, natural: u64, handle: &Handle) -> u64 {
+        // Hardly ever is there one.
+        let other = if self.elsewhere.is_empty() { None } else { self.elsewhere.get(handle) };
+        other.copied().unwrap_or(natural)
+    }
 }
 
 impl Inodes {
     /// A table with the mounted directory in it.
     pub(crate) fn new(handle: Handle, attributes: &Attributes) -> Self {
-        let root = inode(attr::ROOT, 0, handle, attributes, attr::ROOT);
-        let table = HashMap::from([(attr::ROOT, Slot { inode: root, lookups: 1 })]);
-        Self { fsid: attributes.fsid, table: Mutex::new(table) }
+        let root = inode(attr::ROOT, handle, attributes, attr::ROOT);
+        let slots = HashMap::from([(attr::ROOT, Slot { inode: root, lookups: 1 })]);
+        Self { fsid: attributes.fsid, table: Mutex::new(Table { slots, ..Table::default() }) }
     }
 
     /// The number by which the kernel knows, or would know, an object with these attributes.
     pub(crate) fn number(&self, handle: &Handle, attributes: &Attributes) -> u64 {
-        attr::number(self.fsid, handle, attributes)
+        lock(&self.table).number(attr::number(self.fsid, attributes), handle)
     }
 
     /// The object that a request names.
     pub(crate) fn get(&self, number: u64) -> Option<Arc<Inode>> {
-        lock(&self.table).get(&number).map(|slot| Arc::clone(&slot.inode))
+        lock(&self.table).slots.get(&number).map(|slot| Arc::clone(&slot.inode))
     }
 
     /// An object that the kernel is about to be told of, with one more reference.
     pub(crate) fn refer(&self, handle: Handle, attributes: &Attributes, parent: u64) -> Arc<Inode> {
-        let number = self.number(&handle, attributes);
-        match lock(&self.table).entry(number) {
-            Entry::Vacant(vacant) => {
-                let inode = inode(number, 0, handle, attributes, parent);
-                vacant.insert(Slot { inode: Arc::clone(&inode), lookups: 1 });
-                inode
-            }
-            Entry::Occupied(mut known) => {
-                let slot = known.get_mut();
+        let natural = attr::number(self.fsid, attributes);
+        let mut table = lock(&self.table);
+        let mut number = table.number(natural, &handle);
+        while let Some(slot) = table.slots.get_mut(&number) {
+            if slot.inode.handle == handle && slot.inode.file_type == attributes.file_type {
                 slot.lookups += 1;
-                if slot.inode.handle != handle || slot.inode.file_type != attributes.file_type {
-                    let generation = slot.inode.generation + 1;
-                    slot.inode = inode(number, generation, handle, attributes, parent);
-                }
-                Arc::clone(&slot.inode)
+                return Arc::clone(&slot.inode);
             }
+            number = attr::another_number(number);
         }
+        let inode = inode(number, handle, attributes, parent);
+        table.slots.insert(number, Slot { inode: Arc::clone(&inode), lookups: 1 });
+        if number != natural {
+            table.elsewhere.insert(handle, number);
+        }
+        inode
     }
 
     /// The object with this handle and these attributes, if the kernel knows it.
@@ -286,20 +300,23 @@ impl Inodes {
         if number == attr::ROOT {
             return;
         }
-        if let Entry::Occupied(mut known) = lock(&self.table).entry(number) {
-            let slot = known.get_mut();
-            slot.lookups = slot.lookups.saturating_sub(lookups);
-            if slot.lookups == 0 {
-                known.remove();
-            }
+        let mut table = lock(&self.table);
+        let Some(slot) = table.slots.get_mut(&number) else { return };
+        slot.lookups = slot.lookups.saturating_sub(lookups);
+        if slot.lookups > 0 {
+            return;
+        }
+        let handle = slot.inode.handle;
+        table.slots.remove(&number);
+        if table.elsewhere.get(&handle) == Some(&number) {
+            table.elsewhere.remove(&handle);
         }
     }
 }
 
-fn inode(number: u64, generation: u64, handle: Handle, attributes: &Attributes, parent: u64) -> Arc<Inode> {
+fn inode(number: u64, handle: Handle, attributes: &Attributes, parent: u64) -> Arc<Inode> {
     Arc::new(Inode {
         number,
-        generation,
         handle,
         file_type: attributes.file_type,
         parent,
@@ -318,7 +335,7 @@ mod tests {
 
     fn dir() -> (Arc<Inode>, Attributes) {
         let attributes = blank(FileType::Directory);
-        (inode(5, 0, Handle::EMPTY, &attributes, attr::ROOT), attributes)
+        (inode(5, Handle::EMPTY, &attributes, attr::ROOT), attributes)
     }
 
     #[test]
@@ -363,5 +380,30 @@ mod tests {
         dir.observe(&attributes, None, cache);
         change.left(Some(&attributes));
         assert_eq!(dir.take_left(), None);
+    }
+
+    #[test]
+    fn an_object_with_the_file_id_of_another_has_a_number_of_its_own() {
+        let attributes = Attributes { fileid: 4711, ..blank(FileType::Regular) };
+        let root = Attributes { fileid: 2, ..blank(FileType::Directory) };
+        let handle = |bytes: &[u8]| Handle::new(bytes).unwrap();
+        let inodes = Inodes::new(handle(b"root"), &root);
+        let number = |name| inodes.find(handle(name), &attributes).map(|inode| inode.number);
+        let old = inodes.refer(handle(b"old"), &attributes, attr::ROOT).number;
+        let new = inodes.refer(handle(b"new"), &attributes, attr::ROOT).number;
+        let third = inodes.refer(handle(b"third"), &attributes, attr::ROOT).number;
+        assert!(old == 4711 && new >> 63 == 1 && third >> 63 == 1 && new != third);
+        // The same object, whatever has become of the others.
+        inodes.forget(old, 1);
+        assert_eq!(number(b"old"), None);
+        assert_eq!(inodes.refer(handle(b"new"), &attributes, attr::ROOT).number, new);
+        assert_eq!((number(b"new"), number(b"third")), (Some(new), Some(third)));
+        inodes.forget(new, 1);
+        assert_eq!(number(b"new"), Some(new), "there is a reference");
+        inodes.forget(new, 1);
+        assert_eq!((number(b"new"), number(b"third")), (None, Some(third)));
+        assert_eq!(inodes.refer(handle(b"new"), &attributes, attr::ROOT).number, 4711);
+        inodes.forget(third, 1);
+        assert!(lock(&inodes.table).elsewhere.is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use fuser::{FileAttr, Generation, INodeNo, Notifier};
+use fuser::{FileAttr, INodeNo, Notifier};
 use rpcrdma::{
     memory::Pools,
     nfs::v3::{Attributes, FileType, Handle, NfsTime, Status},
@@ -51,7 +51,6 @@ pub(crate) struct Shared {
 /// An object as the kernel is told of it.
 pub(crate) struct Shown {
     pub(crate) attr: FileAttr,
-    pub(crate) generation: Generation,
     /// How long the attributes are good.
     pub(crate) belief: Duration,
     /// How long the name is.
@@ -113,7 +112,7 @@ impl Shared {
         if inode.is_hidden() {
             attr.nlink = attr.nlink.saturating_sub(1);
         }
-        Shown { attr, generation: Generation(inode.generation), belief, name: self.name_time() }
+        Shown { attr, belief, name: self.name_time() }
     }
 
     /// Shows an object that the kernel gets a reference to. `epoch` is [`Writer::epoch`] from before the Call.
@@ -192,7 +191,7 @@ impl Shown {
     /// Something that the kernel gets no reference to.
     pub(crate) fn unreferenced(number: u64, attributes: &Attributes) -> Self {
         let attr = attr::to_fuse(number, attributes, 4096);
-        Self { attr, generation: Generation(0), belief: Duration::ZERO, name: Duration::ZERO }
+        Self { attr, belief: Duration::ZERO, name: Duration::ZERO }
     }
 
     /// A directory of which only the number is of interest.

@@ -9,13 +9,17 @@ mod common;
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    os::fd::AsRawFd,
     os::unix::fs::{
         DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink,
     },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use common::Rig;
 use proptest::prelude::*;
+use rustix::fs::{Mode, OFlags};
 
 const O_DIRECT: i32 = 0o40000;
 
@@ -125,7 +129,7 @@ fn attributes_are_set_and_seen() {
     fs::write(&path, b"0123456789").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     let file = OpenOptions::new().write(true).open(&path).unwrap();
-    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
+    let time = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
     // Data that has not left yet must not move the time along when it does.
     file.write_at(b"x", 3).unwrap();
     file.set_modified(time).unwrap();
@@ -280,7 +284,7 @@ fn a_name_that_is_given_to_other_files_is_always_there() {
     let Some(rig) = Rig::start("noac") else { return };
     let (from, to) = (rig.dir().join("from"), rig.dir().join("to"));
     fs::write(&to, b"first").unwrap();
-    let replaced = std::sync::atomic::AtomicBool::new(false);
+    let replaced = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..200 {
@@ -290,13 +294,36 @@ fn a_name_that_is_given_to_other_files_is_always_there() {
                 fs::rename(&from, &to).unwrap();
                 drop(held);
             }
-            replaced.store(true, std::sync::atomic::Ordering::Release);
+            replaced.store(true, Ordering::Release);
         });
-        while !replaced.load(std::sync::atomic::Ordering::Acquire) {
+        while !replaced.load(Ordering::Acquire) {
             File::open(&to).unwrap();
         }
     });
     assert_eq!(fs::read(&to).unwrap(), b"another");
+}
+
+/// Of one that is gone the kernel may know, when the server gives its file id to the next.
+#[test]
+fn a_file_that_is_gone_is_stale() {
+    const ESTALE: i32 = 116;
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("file");
+    // Known, but not open.
+    let known: Vec<_> = (0..8)
+        .map(|i| {
+            fs::write(&path, [i]).unwrap();
+            let known = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
+            fs::remove_file(&path).unwrap();
+            known
+        })
+        .collect();
+    fs::write(&path, b"the last").unwrap();
+    for known in known {
+        let error = File::open(format!("/proc/self/fd/{}", known.as_raw_fd())).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(ESTALE));
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"the last");
 }
 
 #[test]
@@ -388,6 +415,47 @@ fn a_hard_mount_waits_and_a_soft_one_fails() {
     assert_eq!(fs::metadata(rig.dir().join("file")).unwrap_err().raw_os_error(), Some(5));
     rig.start_server(at);
     assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"before");
+}
+
+#[test]
+fn programs_wait_when_the_mount_holds_too_much() {
+    const MIB: usize = 1 << 20;
+    let Some(rig) = Rig::start("") else { return };
+    let files = ["a", "b"].map(|name| {
+        let mut file = File::create(rig.dir().join(name)).unwrap();
+        file.write_all(&[0]).unwrap();
+        file
+    });
+    let at = rig.stop_server();
+    let written = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for file in &files {
+            scope.spawn(|| {
+                for block in 0..60 {
+                    file.write_all_at(&vec![block as u8; MIB], (block * MIB) as u64).unwrap();
+                    written.fetch_add(1, Ordering::Relaxed);
+                }
+                // While earlier ones of the same bytes are under way.
+                for n in 100..103 {
+                    file.write_all_at(&vec![n; 2 * MIB], 500).unwrap();
+                }
+            });
+        }
+        while written.load(Ordering::Relaxed) < 60 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(written.load(Ordering::Relaxed) <= 64);
+        rig.start_server(at);
+    });
+    drop(files);
+    for name in ["a", "b"] {
+        let data = fs::read(rig.served().join(name)).unwrap();
+        let right = |(at, byte): (usize, &u8)| {
+            *byte == if (500..500 + 2 * MIB).contains(&at) { 102 } else { (at / MIB) as u8 }
+        };
+        assert!(data.len() == 60 * MIB && data.iter().enumerate().all(right));
+    }
 }
 
 #[test]
