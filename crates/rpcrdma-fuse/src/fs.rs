@@ -356,14 +356,15 @@ impl Filesystem for Fs {
         }
         let data = &data[..data.len().min(room)];
         let len = data.len() as u32;
-        let done = self.0.writer.accept(&file.inode, &file.user, offset, data);
-        if done == data.len() && !file.direct {
+        let delay = self.0.writer.accept(&file.inode, &file.user, offset, data);
+        if delay.is_none() && !file.direct {
             return reply.written(len);
         }
-        let rest = data[done..].to_vec();
         let answer = move |reply: ReplyWrite, ()| reply.written(len);
         self.start(request, reply, answer, |fs| async move {
-            fs.writer.write(&file.inode, &file.user, offset + done as u64, &rest).await;
+            if let Some(delay) = delay {
+                fs.writer.wait(&file.inode, delay).await;
+            }
             if file.direct { fs.write_through(&file).await } else { Ok(()) }
         });
     }

@@ -4,11 +4,12 @@
 //! The kernel's requests are read by a few threads of [`fuser`]. Each becomes a task on the caller's tokio runtime, which
 //! makes Calls and answers the kernel when they are done; no thread waits for a Call, and any number of requests are in
 //! flight. Writes are answered at once and go to the server behind the program's back (see `write.rs`); reads ahead are
-//! the kernel's, which is told to have many in flight.
+//! the kernel's, which is told to have many in flight. What is read goes from the region into which the network has placed
+//! it to the kernel; what is written is copied once, from the buffer of the request.
 //!
 //! # Who keeps what
 //! The kernel caches names, attributes and data for as long as it is told. What has been written is kept here until the
-//! server has made it durable. A reply's memory is the region into which the network has placed the data.
+//! server has made it durable.
 //!
 //! # Consistency
 //! Close-to-open, as NFS users expect: when a file is opened the server is asked whether it has changed, and when it is
@@ -25,6 +26,7 @@
 //! kernel's word counts.
 
 mod attr;
+mod chunk;
 mod data;
 mod dir;
 mod fs;

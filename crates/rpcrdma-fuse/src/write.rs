@@ -1,7 +1,8 @@
 //! Write-behind: what programs have written, on its way to the server's disk.
 //!
 //! # Operation
-//! A write is copied into the file's *tail*, which grows as long as writes continue it, and the program goes on at once.
+//! A write is copied, once, into the file's *tail*, which grows as long as writes continue it, and the program goes on at
+//! once.
 //! A full tail, or one that something else has to wait for, leaves as an UNSTABLE WRITE; many are under way at a time.
 //! What the server has acknowledged stays here until a COMMIT has made it durable: if the verifier of the COMMIT is not
 //! that of the WRITE, the server has restarted in between, and the data is written again. A file that is closed or
@@ -9,7 +10,7 @@
 //!
 //! # Order
 //! A WRITE does not leave while another one for some of its bytes is under way, because servers execute Calls in any
-//! order. When data has to be written again, everything of the file is, one WRITE after the other in the order of the
+//! order; until then, new data for them is kept aside. When data has to be written again, everything of the file is, one WRITE after the other in the order of the
 //! program, and new writes wait.
 //!
 //! # Ownership
@@ -22,31 +23,31 @@
 //! once, from its next write, fsync or close. Its data is dropped.
 //!
 //! # Limits
-//! Chunks come from pools of [`LARGE_MAX`] transfers; when they are used up, everything is sent and committed, and
-//! writers wait. A file with [`UNCOMMITTED_MAX`] bytes is committed on the side; every file is, every
-//! [`FLUSH_PERIOD`].
+//! Those of [`chunk`](crate::chunk): when there is too much, everything is sent and committed, and writers wait. A file with
+//! [`UNCOMMITTED_MAX`] bytes is committed on the side; every file is, every [`FLUSH_PERIOD`].
 
 use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use rpcrdma::{
     error::Error,
-    fabric::Region,
-    memory::Pools,
     nfs::v3::{Stable, WriteVerifier},
 };
 use tokio::{runtime::Handle, sync::Notify};
 
-use crate::{errno_of, inode::Inode, user::User};
+use crate::{
+    chunk::{Chunk, Store},
+    errno_of,
+    inode::Inode,
+    user::User,
+};
 
-/// Chunks of the largest size.
-const LARGE_MAX: usize = 64;
 /// Bytes of one file that are acknowledged and not committed.
 const UNCOMMITTED_MAX: u64 = 16 << 20;
 /// How often everything that lies around is sent and committed.
@@ -69,6 +70,8 @@ struct State {
     /// Acknowledged, not durable.
     unstable: Vec<Extent>,
     unstable_bytes: u64,
+    /// Where the last full tail ended.
+    full_to: Option<u64>,
     committing: bool,
     /// Everything is being written again; nothing may leave meanwhile.
     rewriting: bool,
@@ -110,31 +113,10 @@ impl Extent {
     }
 }
 
-/// Memory for data on its way out.
-struct Chunk {
-    region: Option<Region>,
-    store: Arc<Store>,
-}
-
-impl Chunk {
-    fn bytes(&mut self) -> &mut [u8] {
-        self.region.as_deref_mut().unwrap_or_default()
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        drop(self.region.take());
-        self.store.freed.notify_waiters();
-    }
-}
-
-/// The memory of all files.
-struct Store {
-    pools: Pools,
-    freed: Notify,
-    /// Writers that wait for memory.
-    waiting: AtomicUsize,
+/// Why a program has to wait after a write.
+pub(crate) struct Delay {
+    /// What has not been taken over, because WRITEs of the same bytes are under way.
+    rest: Option<Extent>,
 }
 
 /// What the write-behind of all files of a mount has in common.
@@ -192,10 +174,8 @@ impl WriteBack {
 impl Writer {
     /// Writes of at most `wsize` bytes. Tasks run on the runtime.
     pub(crate) fn new(wsize: usize, runtime: Handle) -> Arc<Self> {
-        let store =
-            Store { pools: Pools::new(LARGE_MAX), freed: Notify::new(), waiting: AtomicUsize::new(0) };
         let writer = Arc::new(Self {
-            store: Arc::new(store),
+            store: Store::new(),
             wsize,
             runtime,
             listed: Mutex::default(),
@@ -216,91 +196,94 @@ impl Writer {
         self.epoch.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// Takes over as much of `data` as can be taken now, and says how much that is. Never waits.
+    /// Takes over data. What is returned is to be [waited for](Self::wait) before the program goes on.
     pub(crate) fn accept(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         user: &Arc<User>,
         offset: u64,
         data: &[u8],
-    ) -> usize {
+    ) -> Option<Delay> {
         let mut state = lock(&inode.writes.state);
+        self.list(inode, &mut state);
         let mut done = 0;
-        while done < data.len() && !state.rewriting {
-            let (from, rest) = (offset + done as u64, &data[done..]);
+        while done < data.len() {
+            let (from, data) = (offset + done as u64, &data[done..]);
             let place = state.tail.as_ref().and_then(|tail| {
                 let at = usize::try_from(from.checked_sub(tail.offset)?).ok()?;
                 (at <= tail.len && at < self.wsize && Arc::ptr_eq(&tail.user, user)).then_some(at)
             });
-            let len = rest.len().min(self.wsize - place.unwrap_or(0));
-            let range = from..from + len as u64;
-            if state.flights.iter().any(|f| overlap(&range, &f.range)) {
-                break;
-            }
-            let Some(at) = place else {
-                if state.tail.is_some() {
-                    self.seal(inode, &mut state, Stable::Unstable);
-                }
-                let Some(chunk) = self.chunk(len) else { break };
-                let user = Arc::clone(user);
-                state.tail = Some(Extent { seq: 0, offset: from, len: 0, chunk, user, verifier: None });
-                continue;
-            };
-            let Some(tail) = &mut state.tail else { continue };
-            if at + len > tail.chunk.bytes().len() {
-                let Some(mut larger) = self.chunk(at + len) else {
-                    self.seal(inode, &mut state, Stable::Unstable);
-                    continue;
-                };
-                larger.bytes()[..tail.len].copy_from_slice(&tail.chunk.bytes()[..tail.len]);
-                tail.chunk = larger;
-            }
-            tail.chunk.bytes()[at..at + len].copy_from_slice(&rest[..len]);
-            tail.len = tail.len.max(at + len);
-            done += len;
-            if tail.len == self.wsize {
+            if place.is_none() {
                 self.seal(inode, &mut state, Stable::Unstable);
             }
+            let at = place.unwrap_or(0);
+            let len = data.len().min(self.wsize - at);
+            if state.is_busy(&(from..from + len as u64)) {
+                return Some(Delay { rest: Some(self.extent(user, from, data, data.len())) });
+            }
+            match &mut state.tail {
+                Some(tail) => self.put(tail, at, &data[..len]),
+                None => {
+                    // Where the file was written in one go so far, that will go on.
+                    let size = if state.full_to == Some(from) { self.wsize } else { len };
+                    state.tail = Some(self.extent(user, from, &data[..len], size));
+                }
+            }
+            self.seal_full(inode, &mut state);
+            done += len;
         }
-        if done > 0 && !state.listed {
+        self.store.is_full().then_some(Delay { rest: None })
+    }
+
+    /// Waits until a program may go on.
+    pub(crate) async fn wait(self: &Arc<Self>, inode: &Arc<Inode>, delay: Delay) {
+        let mut rest = delay.rest;
+        self.until(inode, |state| {
+            let Some(range) = rest.as_ref().map(Extent::range) else { return true };
+            self.seal(inode, state, Stable::Unstable);
+            if state.is_busy(&range) {
+                return false;
+            }
+            self.list(inode, state);
+            state.tail = rest.take();
+            self.seal_full(inode, state);
+            true
+        })
+        .await;
+        self.store.room(|| self.press()).await;
+    }
+
+    fn list(&self, inode: &Arc<Inode>, state: &mut State) {
+        if !state.listed {
             state.listed = true;
             lock(&self.listed).push(Arc::clone(inode));
         }
-        done
     }
 
-    /// Takes over all of `data`, waiting for memory or for earlier writes.
-    pub(crate) async fn write(
-        self: &Arc<Self>,
-        inode: &Arc<Inode>,
-        user: &Arc<User>,
-        offset: u64,
-        data: &[u8],
-    ) {
-        let mut done = 0;
-        let _waiting = Waiting::new(&self.store.waiting);
-        while done < data.len() {
-            let changed = inode.writes.changed.notified();
-            let freed = self.store.freed.notified();
-            tokio::pin!(changed, freed);
-            // From here on nothing is missed.
-            changed.as_mut().enable();
-            freed.as_mut().enable();
-            let taken = self.accept(inode, user, offset + done as u64, &data[done..]);
-            done += taken;
-            if taken == 0 {
-                self.press();
-                tokio::select! {
-                    () = changed => {}
-                    () = freed => {}
-                }
-            }
+    /// Data in a chunk of this size.
+    fn extent(&self, user: &Arc<User>, offset: u64, data: &[u8], size: usize) -> Extent {
+        let mut chunk = self.store.chunk(size);
+        chunk.bytes()[..data.len()].copy_from_slice(data);
+        Extent { seq: 0, offset, len: data.len(), chunk, user: Arc::clone(user), verifier: None }
+    }
+
+    /// Puts data into the tail, which it continues.
+    fn put(&self, tail: &mut Extent, at: usize, data: &[u8]) {
+        let end = at + data.len();
+        if end > tail.chunk.bytes().len() {
+            let mut larger = self.store.chunk(end);
+            larger.bytes()[..tail.len].copy_from_slice(&tail.chunk.bytes()[..tail.len]);
+            tail.chunk = larger;
         }
+        tail.chunk.bytes()[at..end].copy_from_slice(data);
+        tail.len = tail.len.max(end);
     }
 
-    fn chunk(&self, len: usize) -> Option<Chunk> {
-        let region = self.store.pools.take(len)?;
-        Some(Chunk { region: Some(region), store: Arc::clone(&self.store) })
+    fn seal_full(self: &Arc<Self>, inode: &Arc<Inode>, state: &mut State) {
+        if let Some(tail) = state.tail.as_ref().filter(|tail| tail.len >= self.wsize) {
+            state.full_to = Some(tail.end());
+            self.seal(inode, state, Stable::Unstable);
+        }
     }
 
     /// Sends the tail.
@@ -308,9 +291,6 @@ impl Writer {
         let Some(mut extent) = state.tail.take() else { return };
         extent.seq = state.next;
         state.next += 1;
-        if extent.len == 0 {
-            return;
-        }
         state.flights.push(Flight { seq: extent.seq, range: extent.range() });
         self.runtime.spawn(Arc::clone(self).carry(Arc::clone(inode), extent, stable));
     }
@@ -327,8 +307,7 @@ impl Writer {
             Ok(_) => {
                 state.unstable_bytes += extent.len as u64;
                 state.unstable.push(extent);
-                let squeezed = self.store.waiting.load(Ordering::Relaxed) > 0;
-                if squeezed || state.unstable_bytes > UNCOMMITTED_MAX {
+                if self.store.is_waited_for() || state.unstable_bytes > UNCOMMITTED_MAX {
                     self.start_commit(&inode, &mut state);
                 }
             }
@@ -348,7 +327,7 @@ impl Writer {
             let mut front = extent.chunk.region.take().ok_or_else(lost)?;
             let rest = front.split_off(done);
             let mount = &extent.user.mount;
-            let len = (extent.len - done) as u32;
+            let len = (extent.len - done).min(self.wsize) as u32;
             let (result, rest) =
                 mount.write(inode.handle, extent.offset + done as u64, len, rest, stable).await;
             // The front is not reachable for anybody, so the halves are neighbours still.
@@ -508,26 +487,15 @@ impl Writer {
 }
 
 impl State {
+    /// Whether nothing may be written to these bytes now.
+    fn is_busy(&self, range: &Range<u64>) -> bool {
+        self.rewriting || self.flights.iter().any(|f| overlap(range, &f.range))
+    }
+
     fn fail(&mut self, inode: &Inode, error: &Error) {
         tracing::warn!(file = %inode.handle, "written data is lost: {error}");
         self.failures += 1;
         self.errno = errno_of(error);
-    }
-}
-
-/// Somebody who waits for memory.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
