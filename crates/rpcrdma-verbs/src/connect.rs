@@ -6,7 +6,8 @@
 //!
 //! Asking happens on a thread that is made for it, as Linux's siw makes the TCP connection in that system call, and waits
 //! for as long as the kernel tries. The thread has the queue pair meanwhile. If nobody waits for it any more, it takes the
-//! queue pair apart when the call returns.
+//! queue pair apart when the call returns. A connector has [`ASKING_MAX`] such threads at most: a host that does not answer
+//! keeps each of them for minutes, and the next attempt waits for one.
 //!
 //! # Private data
 //! InfiniBand and RoCE pad it with zeros to the room that their messages have (56 bytes in a request, 196 in an answer,
@@ -22,7 +23,10 @@ use std::{
 use rpcrdma_fabric::{
     BoxFuture, BoxQueuePair, ConnectError, Connector as Seam, Peer, QpLimits, Region, Start,
 };
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 
 use crate::{
     Config, Protection, Transport, Unavailable,
@@ -32,39 +36,52 @@ use crate::{
     sys::{Channel, Device, DomainKind, Event, Happened, Id, Offer, Qp, Want},
 };
 
-/// Makes connections through RNICs.
-#[derive(Clone, Debug, Default)]
+/// Connections of a connector that are asked for at one time.
+const ASKING_MAX: usize = 32;
+
+/// Makes connections through RNICs. Clones share the bound on connections that are asked for at one time.
+#[derive(Clone, Debug)]
 pub struct Connector {
     config: Config,
+    asking: Arc<Semaphore>,
+}
+
+impl Default for Connector {
+    fn default() -> Self {
+        Self::new(Config::default())
+    }
 }
 
 impl Connector {
     /// A connector with these settings. Whether this machine has verbs shows when it connects.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { config }
+        Self { config, asking: Arc::new(Semaphore::new(ASKING_MAX)) }
     }
 
     async fn start_up(&self, to: SocketAddr, start: Start) -> Result<BoxQueuePair, ConnectError> {
         let id = resolve(to, &self.config).await?;
-        Ok(Box::new(establish(id, to, start, &self.config).await?))
+        Ok(Box::new(establish(id, to, start, &self.config, &self.asking).await?))
     }
 }
 
-/// Makes the connection to `to` on an identifier that is resolved.
+/// Makes the connection to `to` on an identifier that is resolved. `asking` bounds how many are asked for at one time.
 pub(crate) async fn establish(
     id: Id,
     to: SocketAddr,
     start: Start,
     config: &Config,
+    asking: &Arc<Semaphore>,
 ) -> Result<VerbsQueuePair, ConnectError> {
+    let place = timeout(config.connect_timeout, Arc::clone(asking).acquire_owned());
+    let place = place.await.map_err(|_| ConnectError::TimedOut)?.map_err(io::Error::other)?;
     let device = Device::of(&id)?;
     let channel = Arc::clone(id.channel());
     let offered = reads(&device, &start.limits);
     let Start { private_data, recvs, limits } = start;
     let qp = make(id, &device, config, recvs, limits, to)?;
     let answered = async {
-        let qp = ask(qp, private_data, offered).await?;
+        let qp = ask(qp, private_data, offered, place).await?;
         Ok((qp, next(&channel).await?))
     };
     let (mut qp, event) =
@@ -78,7 +95,12 @@ pub(crate) async fn establish(
 }
 
 /// Asks the peer; see the module's head.
-async fn ask(mut qp: VerbsQueuePair, private_data: Vec<u8>, reads: (u8, u8)) -> io::Result<VerbsQueuePair> {
+async fn ask(
+    mut qp: VerbsQueuePair,
+    private_data: Vec<u8>,
+    reads: (u8, u8),
+    place: OwnedSemaphorePermit,
+) -> io::Result<VerbsQueuePair> {
     let (answer, asked) = oneshot::channel();
     std::thread::Builder::new().name("rdma-connect".to_owned()).spawn(move || {
         let offer =
@@ -92,6 +114,7 @@ async fn ask(mut qp: VerbsQueuePair, private_data: Vec<u8>, reads: (u8, u8)) -> 
         };
         // If nobody waits any more, it is dropped here.
         drop(answer.send(result));
+        drop(place);
     })?;
     asked.await.unwrap_or_else(|_| Err(not_connected()))
 }

@@ -5,6 +5,8 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Waker};
 use rpcrdma_fabric::{ConnectError, Pool, RemoteSegment, RemoteSegments, Start};
 
 use super::*;
+use tokio::sync::Semaphore;
+
 use crate::{
     Config,
     connect::establish,
@@ -24,11 +26,20 @@ async fn try_connect(
     pool: &Pool,
     recvs: usize,
 ) -> Result<VerbsQueuePair, ConnectError> {
+    try_connect_with(device, pool, recvs, &Arc::new(Semaphore::new(1))).await
+}
+
+async fn try_connect_with(
+    device: &'static Device,
+    pool: &Pool,
+    recvs: usize,
+    asking: &Arc<Semaphore>,
+) -> Result<VerbsQueuePair, ConnectError> {
     let mut id = Id::new(&Arc::new(Channel::new(fake::lib()).unwrap())).unwrap();
     id.bind(SocketAddr::new(device.address(), 0)).unwrap();
     let recvs = (0..recvs).map_while(|_| pool.take()).collect();
     let start = Start { private_data: vec![1], recvs, limits: QpLimits::default() };
-    establish(id, SocketAddr::new(device.address(), 20049), start, &Config::default()).await
+    establish(id, SocketAddr::new(device.address(), 20049), start, &Config::default(), asking).await
 }
 
 async fn connect(device: &'static Device, pool: &Pool) -> VerbsQueuePair {
@@ -86,6 +97,25 @@ async fn a_call_that_connects_for_ever_is_given_up_and_keeps_its_memory_until_it
     while pool.in_use() > 0 {
         std::thread::yield_now();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_connect_for_ever_are_bounded() {
+    let (device, pool) = (Device::new(Kind::Windows), pool());
+    let asking = Arc::new(Semaphore::new(3));
+    device.set(|state| state.hold = true);
+    for begun in [1, 2, 3, 3, 3] {
+        let tried = try_connect_with(device, &pool, RECVS, &asking).await;
+        assert!(matches!(tried, Err(ConnectError::TimedOut)));
+        assert_eq!((device.state().queue_pairs, pool.in_use()), (begun, begun * RECVS));
+    }
+    device.set(|state| state.hold = false);
+    // The places are free again when the calls have returned.
+    let all = asking.acquire_many(3).await.unwrap();
+    assert_eq!((device.state().queue_pairs, pool.in_use()), (0, 0));
+    drop(all);
+    tokio::time::resume();
+    assert!(try_connect_with(device, &pool, RECVS, &asking).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
