@@ -10,8 +10,9 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Read, Seek, SeekFrom, Write},
     os::fd::AsRawFd,
-    os::unix::fs::{
-        DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink,
+    os::unix::{
+        fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+        process::CommandExt,
     },
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
@@ -276,6 +277,49 @@ fn a_rename_that_fails_leaves_the_open_file_its_name() {
     drop(open);
     assert_eq!(fs::read(&to).unwrap(), b"old");
     assert_eq!(fs::read_dir(rig.served()).unwrap().count(), 2);
+}
+
+/// Linux lets nobody link to a file that they may not write, unless told otherwise.
+#[test]
+fn an_open_file_that_cannot_be_linked_is_replaced() {
+    let Some(rig) = Rig::start("allow_other") else { return };
+    let protected = fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap_or_default();
+    if protected.trim() != "1" || !rustix::process::getuid().is_root() {
+        return eprintln!("SKIP: this needs root, and that Linux protects hard links");
+    }
+    let [from, dir] = ["from", "d"].map(|name| rig.dir().join(name));
+    for dir in [&from, &dir] {
+        fs::create_dir(dir).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    fs::set_permissions(rig.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut old = OpenOptions::new();
+    old.read(true).write(true).create_new(true).mode(0o600);
+    let mut old = old.open(dir.join("to")).unwrap();
+    old.write_all(b"old").unwrap();
+    fs::write(from.join("file"), b"new").unwrap();
+    let moved = || {
+        let mut somebody = std::process::Command::new("mv");
+        somebody.args(["-f", "from/file", "d/to"]).current_dir(rig.dir()).uid(4711).gid(4711);
+        somebody.status().unwrap().success()
+    };
+    // Behind the back of the kernel, which would not even ask.
+    let [served_from, served] = ["from", "d"].map(|name| rig.served().join(name));
+    fs::set_permissions(&served_from, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(!moved());
+    assert_eq!(fs::read(served.join("to")).unwrap(), b"old");
+    assert_eq!(fs::read_dir(&served).unwrap().count(), 1);
+    fs::set_permissions(&served_from, fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(moved());
+    assert_eq!(fs::read(dir.join("to")).unwrap(), b"new");
+    let mut text = String::new();
+    old.rewind().unwrap();
+    old.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "old");
+    drop(old);
+    fs::remove_file(dir.join("to")).unwrap();
+    // The other name has gone with the file.
+    fs::remove_dir(&dir).unwrap();
 }
 
 #[test]
