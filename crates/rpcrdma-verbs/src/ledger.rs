@@ -3,8 +3,9 @@
 //! # Operation
 //! Work requests are numbered in the order of posting. Only some are signalled: the last of each chain, and the last of each
 //! RDMA Read. A completion says that all requests before it are complete, too, except for Reads: iWARP devices complete a
-//! Send while the answer to an earlier Read is still on its way, so a Read is done only by a completion of its own. A piece
-//! of work is some requests in a row, or none. Work is reported in the order of posting.
+//! Send while the answer to an earlier Read is still on its way, so a Read is done only by a completion of its own. Reads
+//! complete in order among themselves. A piece of work is some requests in a row, or none. Work is reported in the order of
+//! posting.
 //!
 //! # Limits
 //! At most `depth` requests are with the device. It need not be more than the Send queue holds, and every chain that fills
@@ -14,7 +15,7 @@ use std::collections::VecDeque;
 
 /// A piece of work whose requests are all posted.
 struct Entry<T> {
-    /// Numbers of its first request, and of the one behind its last.
+    /// Numbers of its first request, of a Read of the first that may not be complete, and of the one behind its last.
     start: u64,
     end: u64,
     /// A Read without its completion.
@@ -72,10 +73,12 @@ impl<T> Ledger<T> {
             return false;
         }
         let at = self.under_way.partition_point(|entry| entry.end <= number);
-        let read = self.under_way.get_mut(at).filter(|entry| entry.waits && entry.end == number + 1);
+        let read = self.under_way.get_mut(at).filter(|entry| entry.waits && entry.start <= number);
         let late = number < self.completed;
         if let Some(entry) = read {
-            entry.waits = false;
+            // A chain may end within a Read, and the rest of it, and what is behind it, be in the next.
+            entry.start = number + 1;
+            entry.waits = entry.start < entry.end;
         } else if late {
             return false;
         }
@@ -151,6 +154,37 @@ mod tests {
         assert!(ledger.complete(2), "the Read, late");
         assert_eq!((ledger.pop_done(), ledger.pop_done(), ledger.room()), (Some("read"), Some("send"), 6));
         assert!(!ledger.complete(2), "not twice");
+    }
+
+    #[test]
+    fn a_read_that_a_chain_ends_within_may_complete_behind_a_later_send() {
+        let mut ledger = Ledger::new(64);
+        ledger.push(3, false, "write");
+        ledger.posted(4);
+        ledger.push(6, true, "read");
+        ledger.push(7, false, "send");
+        ledger.posted(3);
+        assert!(ledger.complete(6), "the Send");
+        assert_eq!((ledger.pop_done(), ledger.pop_done(), ledger.room()), (Some("write"), None, 60));
+        assert!(ledger.complete(3), "the Read's first part");
+        assert!(!ledger.complete(3), "not twice");
+        assert_eq!((ledger.pop_done(), ledger.room()), (None, 61));
+        assert!(ledger.complete(5), "the Read");
+        assert_eq!((ledger.pop_done(), ledger.pop_done(), ledger.room()), (Some("read"), Some("send"), 64));
+        assert!(!ledger.complete(4) && !ledger.complete(5), "all of it is done");
+    }
+
+    #[test]
+    fn a_read_that_a_chain_ends_within_is_not_done_by_its_first_part() {
+        let mut ledger = Ledger::new(8);
+        ledger.posted(2);
+        ledger.push(3, true, "read");
+        ledger.posted(1);
+        assert!(ledger.complete(1), "its first two, in time");
+        assert_eq!((ledger.pop_done(), ledger.room()), (None, 7));
+        assert!(!ledger.complete(0) && !ledger.complete(1), "not twice");
+        assert!(ledger.complete(2));
+        assert_eq!((ledger.pop_done(), ledger.room()), (Some("read"), 8));
     }
 
     #[test]

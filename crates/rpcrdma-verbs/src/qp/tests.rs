@@ -12,7 +12,7 @@ use crate::{
     connect::establish,
     ffi::{
         cm::event,
-        fake::{self, DEPTH, Device, Kind},
+        fake::{self, DEPTH, Device, Kind, Seen},
         verbs::{flags, opcode},
     },
     sys::Channel,
@@ -277,7 +277,7 @@ async fn regions_without_bytes_have_tags_of_their_own() {
 }
 
 /// However much is posted at once: the Send queue, which the fake library watches, never overflows, requests say what the work
-/// says, and work is done in order.
+/// says, and work is done in order, though on iWARP what is behind a Read may complete before it.
 #[tokio::test(start_paused = true)]
 async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
     for seed in 1..20u64 {
@@ -319,7 +319,7 @@ async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
             })
             .unwrap();
         }
-        let (mut ids, mut done) = (0..40, Vec::new());
+        let (mut ids, mut done, mut total) = (0..40, Vec::new(), 0);
         loop {
             let over = drive(&mut qp, &mut done);
             for completion in done.drain(..) {
@@ -329,21 +329,26 @@ async fn more_than_the_send_queue_holds_leaves_piece_by_piece() {
             if over.is_ready() {
                 continue;
             }
-            // Some of what the device has completes: up to a request that is signalled.
             let mut state = device.state();
-            let Some(last) = state.posted.iter().position(|r| r.flags & flags::SIGNALED != 0) else {
-                assert!(state.posted.is_empty(), "the last request of a chain is signalled");
-                break;
-            };
-            let mut number = 0;
-            for request in state.posted.drain(..=last).collect::<Vec<_>>() {
-                number = request.number;
+            for request in state.posted.iter().filter(|r| r.number >= total) {
                 let seen = (request.opcode, request.addr, request.len, request.remote);
                 assert_eq!(Some(seen), expected.pop_front());
                 let inline = request.opcode == opcode::SEND && (1..=128).contains(&request.len);
                 assert_eq!(request.flags & flags::INLINE != 0, inline);
-                state.occupied -= 1;
             }
+            total = state.posted.back().map_or(total, |last| total.max(last.number + 1));
+            // Some of what the device has completes: up to a request that is signalled. On iWARP, Reads may stay behind.
+            let overtakes = kind == Kind::Registration && next(2) == 0;
+            let read = |r: &Seen| r.opcode == opcode::RDMA_READ;
+            let mut signalled = state.posted.iter().filter(|r| r.flags & flags::SIGNALED != 0);
+            let first = signalled.clone().next();
+            let Some(ends) = signalled.find(|r| overtakes && !read(r)).or(first).copied() else {
+                assert!(state.posted.is_empty(), "the last request of a chain is signalled");
+                break;
+            };
+            let number = ends.number;
+            state.posted.retain(|r| r.number > number || r.number < number && read(r) && !read(&ends));
+            state.occupied = (total - state.posted.front().map_or(total, |r| r.number)) as u32;
             drop(state);
             device.complete_send(number);
         }
