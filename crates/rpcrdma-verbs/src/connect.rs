@@ -203,7 +203,7 @@ async fn step(channel: &Arc<Channel>, wanted: Happened, patience: Duration) -> i
             let event = channel.event().await?;
             match event.what {
                 what if what == wanted => return Ok(()),
-                Happened::Unresolvable | Happened::DeviceRemoved => return Err(errno(event.status)),
+                Happened::Unresolvable | Happened::DeviceRemoved => return Err(why(&event)),
                 _ => {}
             }
         }
@@ -211,12 +211,9 @@ async fn step(channel: &Arc<Channel>, wanted: Happened, patience: Duration) -> i
     timeout(patience, wait).await.unwrap_or(Err(ErrorKind::TimedOut.into()))
 }
 
-/// The error in an event's status.
-fn errno(status: i32) -> io::Error {
-    match status {
-        n if n < 0 => io::Error::from_raw_os_error(-n),
-        _ => ErrorKind::HostUnreachable.into(),
-    }
+/// The error that an event stands for.
+fn why(event: &Event) -> io::Error {
+    event.error().unwrap_or_else(|| ErrorKind::HostUnreachable.into())
 }
 
 /// The next event that decides about a connection.
@@ -239,17 +236,26 @@ fn answer(event: &Event) -> Result<Vec<u8>, ConnectError> {
     let refused = |text: String| ConnectError::Io(io::Error::new(ErrorKind::ConnectionRefused, text));
     match event.what {
         Happened::Established => Ok(event.private_data.clone()),
-        Happened::Rejected => Err(match event.status {
-            REJECTED_BY_USER => ConnectError::Refused(event.private_data.clone()),
-            NOBODY_LISTENS => refused("nobody listens there".to_owned()),
+        Happened::Rejected => Err(match (event.reason(), event.error()) {
+            (Some(REJECTED_BY_USER), _) => ConnectError::Refused(event.private_data.clone()),
+            (Some(NOBODY_LISTENS), _) => refused("nobody listens there".to_owned()),
             // iWARP has one number for all reasons.
-            n if n < 0 && !event.private_data.is_empty() => ConnectError::Refused(event.private_data.clone()),
-            n if n < 0 => ConnectError::Io(io::Error::from_raw_os_error(-n)),
-            n => refused(format!("the connection manager rejected the connection, reason {n}")),
+            (_, Some(_)) if !event.private_data.is_empty() => {
+                ConnectError::Refused(event.private_data.clone())
+            }
+            (_, Some(e)) => ConnectError::Io(e),
+            (reason, None) => refused(format!(
+                "the connection manager rejected the connection, reason {}",
+                reason.unwrap_or_default()
+            )),
         }),
-        Happened::Unreachable if event.status == -libc::ETIMEDOUT => Err(ConnectError::TimedOut),
         Happened::DeviceRemoved => Err(not_connected().into()),
-        _ => Err(errno(event.status).into()),
+        _ => Err(match why(event) {
+            e if event.what == Happened::Unreachable && e.raw_os_error() == Some(libc::ETIMEDOUT) => {
+                ConnectError::TimedOut
+            }
+            e => e.into(),
+        }),
     }
 }
 

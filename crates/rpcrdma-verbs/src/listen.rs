@@ -168,11 +168,14 @@ impl Place {
                     let request = VerbsRequest { device, id, peer, private_data, asked, config };
                     return Poll::Ready(Ok(Box::new(request)));
                 }
-                Event { what: Happened::DeviceRemoved | Happened::AddressChanged, .. } => {
+                event
+                    if matches!(event.what, Happened::DeviceRemoved | Happened::AddressChanged)
+                        && event.concerns(id) =>
+                {
                     tracing::warn!(local = %self.local, "the RDMA device has gone, and nobody can connect until it is back");
                     self.state = State::Gone(Box::pin(sleep(AGAIN)));
                 }
-                // A peer that gave up before it was answered.
+                // A peer that gave up before it was answered, or whose device has gone.
                 _ => {}
             }
         }
@@ -245,13 +248,13 @@ impl VerbsRequest {
         qp.id()?.accept(&offer)?;
         let event =
             timeout(config.connect_timeout, next(&channel)).await.unwrap_or(Err(ConnectError::TimedOut))?;
-        match event.what {
-            Happened::Established => {
+        match (event.what, event.error()) {
+            (Happened::Established, _) => {
                 qp.established(Terms { reads_in, reads_out, private_data, nudge: false });
                 Ok(Box::new(qp))
             }
-            _ if event.status < 0 => Err(io::Error::from_raw_os_error(-event.status).into()),
-            what => {
+            (_, Some(e)) => Err(e.into()),
+            (what, None) => {
                 Err(ConnectError::Incompatible(format!("the peer did not confirm the connection ({what:?})")))
             }
         }
@@ -260,7 +263,81 @@ impl VerbsRequest {
 
 #[cfg(test)]
 mod tests {
+    use std::{future::poll_fn, task::Waker};
+
     use super::*;
+    use crate::ffi::{
+        cm::event,
+        fake::{self, Device as Fake, Kind},
+    };
+
+    fn channel() -> Arc<Channel> {
+        Arc::new(Channel::new(fake::lib()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_happens_to_a_request_does_not_happen_to_the_listener() {
+        let fake = Fake::new(Kind::Windows);
+        let mut id = Id::new(&channel()).unwrap();
+        let local = SocketAddr::new(fake.address(), 20049);
+        id.bind(local).unwrap();
+        id.listen(BACKLOG).unwrap();
+        let mut place = Place { local, state: State::Listening(id) };
+        let (config, mut cx) = (Config::default(), Context::from_waker(Waker::noop()));
+        assert!(place.poll_accept(&mut cx, &config).is_pending());
+        for what in [event::DEVICE_REMOVAL, event::ADDR_CHANGE] {
+            fake.ask();
+            let asked = poll_fn(|cx| place.poll_accept(cx, &config)).await.unwrap();
+            assert_eq!(asked.peer_addr().ip(), fake.address());
+            fake.tell_asker(what);
+            // Behind it, so that it has been read.
+            fake.ask();
+            drop(poll_fn(|cx| place.poll_accept(cx, &config)).await.unwrap());
+            assert!(matches!(place.state, State::Listening(_)));
+        }
+        fake.tell_listener(event::DEVICE_REMOVAL);
+        // Until it looks for another one, which it must not do here.
+        while matches!(place.state, State::Listening(_)) {
+            assert!(place.poll_accept(&mut cx, &config).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn events_that_move_to_another_channel_are_seen_there_at_once() {
+        let fake = Fake::new(Kind::Windows);
+        let mut id = Id::new(&channel()).unwrap();
+        id.bind(SocketAddr::new(fake.address(), 20049)).unwrap();
+        id.listen(BACKLOG).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let to = channel();
+        assert!(to.poll_event(&mut cx).is_pending());
+        for what in [event::UNREACHABLE, event::DISCONNECTED] {
+            fake.tell_listener(what);
+        }
+        id.migrate(&to).unwrap();
+        for expected in [Happened::Unreachable, Happened::Disconnected] {
+            let Poll::Ready(Ok(event)) = to.poll_event(&mut cx) else { panic!("{expected:?} is not seen") };
+            assert!(event.what == expected && event.concerns(&id) && event.error().is_none());
+        }
+        assert!(to.poll_event(&mut cx).is_pending());
+        fake.tell_listener(event::ESTABLISHED);
+        assert_eq!(to.event().await.unwrap().what, Happened::Established);
+    }
+
+    #[tokio::test]
+    async fn what_the_library_itself_could_not_do_is_said() {
+        let fake = Fake::new(Kind::Windows);
+        let mut id = Id::new(&channel()).unwrap();
+        id.bind(SocketAddr::new(fake.address(), 20049)).unwrap();
+        id.listen(BACKLOG).unwrap();
+        fake.fail_listener(event::ADDR_ERROR, libc::EMFILE);
+        let error = id.channel().event().await.unwrap().error().unwrap();
+        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        fake.fail_listener(event::ADDR_ERROR, 0);
+        let error = id.channel().event().await.unwrap().error().unwrap().to_string();
+        assert_eq!(error, "the library of the connection manager could not go on");
+    }
 
     #[test]
     fn all_addresses_are_those_of_both_families_and_on_siw_each_of_them() {

@@ -66,6 +66,9 @@ pub(crate) struct State {
     tags: u32,
     /// The identifier that a queue pair was made on last.
     connected: usize,
+    /// The identifier that listens, and the one of who asked last.
+    listening: usize,
+    asked: usize,
 }
 
 /// A device of the fake library.
@@ -187,6 +190,43 @@ impl Device {
         unsafe { tell(id, event) }
     }
 
+    /// Something happens to the listener.
+    pub(crate) fn tell_listener(&self, event: c_int) {
+        let id = self.state().listening as *mut cm::Id;
+        // SAFETY: the test keeps the listener.
+        unsafe { tell(id, event) }
+    }
+
+    /// The library fails with the listener, for a reason that it leaves in `errno`.
+    pub(crate) fn fail_listener(&self, event: c_int, number: c_int) {
+        let id = self.state().listening as *mut cm::Id;
+        let told = Told { id: id as usize, event, status: -1, number, silent: false };
+        // SAFETY: the test keeps the listener.
+        unsafe { Channel::of(id) }.put(told);
+    }
+
+    /// Somebody wants to connect.
+    pub(crate) fn ask(&self) {
+        let listener = self.state().listening as *mut cm::Id;
+        // SAFETY: plain data and pointers, which may be null.
+        let mut child: Box<cm::Id> = Box::new(unsafe { std::mem::zeroed() });
+        // SAFETY: the test keeps the listener.
+        let parent = unsafe { &*listener };
+        (child.channel, child.verbs, child.port_num) = (parent.channel, parent.verbs, 1);
+        (child.route.addr.src, child.route.addr.dst) = (parent.route.addr.src, parent.route.addr.src);
+        let child = Box::into_raw(child);
+        self.state().asked = child as usize;
+        // SAFETY: just made; whoever reads the event owns it.
+        unsafe { tell(child, cm::event::CONNECT_REQUEST) }
+    }
+
+    /// Something happens to who asked last.
+    pub(crate) fn tell_asker(&self, event: c_int) {
+        let id = self.state().asked as *mut cm::Id;
+        // SAFETY: the test keeps the request.
+        unsafe { tell(id, event) }
+    }
+
     /// The requests up to this number complete with what they were posted with.
     pub(crate) fn complete_send(&self, number: u64) {
         self.complete(Wc { wr_id: number, ..Wc::default() });
@@ -198,7 +238,35 @@ impl Device {
 struct Channel {
     raw: cm::EventChannel,
     fd: OwnedFd,
-    events: Mutex<VecDeque<(usize, c_int)>>,
+    events: Mutex<VecDeque<Told>>,
+}
+
+/// An event of an identifier.
+#[derive(Clone, Copy)]
+struct Told {
+    id: usize,
+    event: c_int,
+    status: c_int,
+    /// What is left in `errno`.
+    number: c_int,
+    /// The descriptor does not tell of it.
+    silent: bool,
+}
+
+impl Channel {
+    /// # Safety
+    /// The identifier is valid.
+    unsafe fn of<'a>(id: *mut cm::Id) -> &'a Self {
+        // SAFETY: an identifier has its channel, which is one of ours.
+        unsafe { &*(*id).channel.cast::<Self>() }
+    }
+
+    fn put(&self, told: Told) {
+        self.events.lock().unwrap().push_back(told);
+        if !told.silent {
+            rustix::io::write(&self.fd, &1u64.to_ne_bytes()).unwrap();
+        }
+    }
 }
 
 /// The channel's descriptor tells of an event of an identifier.
@@ -206,10 +274,8 @@ struct Channel {
 /// # Safety
 /// The identifier is valid.
 unsafe fn tell(id: *mut cm::Id, event: c_int) {
-    // SAFETY: an identifier has its channel, which is one of ours.
-    let channel = unsafe { &*(*id).channel.cast::<Channel>() };
-    channel.events.lock().unwrap().push_back((id as usize, event));
-    rustix::io::write(&channel.fd, &1u64.to_ne_bytes()).unwrap();
+    // SAFETY: as the caller promises.
+    unsafe { Channel::of(id) }.put(Told { id: id as usize, event, status: 0, number: 0, silent: false });
 }
 
 fn set_errno(number: c_int) -> c_int {
@@ -509,7 +575,9 @@ unsafe extern "C" fn bind_addr(id: *mut cm::Id, addr: *mut libc::sockaddr) -> c_
     unsafe { (*id).verbs = ptr::from_ref(*device).cast::<verbs::Context>().cast_mut() };
     0
 }
-unsafe extern "C" fn listen(_: *mut cm::Id, _: c_int) -> c_int {
+unsafe extern "C" fn listen(id: *mut cm::Id, _: c_int) -> c_int {
+    // SAFETY: see above.
+    unsafe { device((*id).verbs) }.set(|state| state.listening = id as usize);
     0
 }
 unsafe extern "C" fn resolve_addr(
@@ -574,21 +642,44 @@ unsafe extern "C" fn reject(_: *mut cm::Id, _: *const c_void, _: u8) -> c_int {
 unsafe extern "C" fn disconnect(_: *mut cm::Id) -> c_int {
     0
 }
-unsafe extern "C" fn migrate_id(_: *mut cm::Id, _: *mut cm::EventChannel) -> c_int {
-    set_errno(libc::ENOSYS)
+/// Events move without a word, as in the kernel.
+unsafe extern "C" fn migrate_id(id: *mut cm::Id, to: *mut cm::EventChannel) -> c_int {
+    // SAFETY: see above.
+    let from = unsafe { Channel::of(id) };
+    // SAFETY: see above.
+    unsafe { (*id).channel = to };
+    let mut left = from.events.lock().unwrap();
+    for told in std::mem::take(&mut *left) {
+        if told.id == id as usize {
+            if !told.silent {
+                rustix::io::read(&from.fd, &mut [0; 8]).unwrap();
+            }
+            // SAFETY: see above.
+            unsafe { Channel::of(id) }.put(Told { silent: true, ..told });
+        } else {
+            left.push_back(told);
+        }
+    }
+    0
 }
 unsafe extern "C" fn get_cm_event(channel: *mut cm::EventChannel, event: *mut *mut cm::Event) -> c_int {
     // SAFETY: see above.
     let channel = unsafe { &*channel.cast::<Channel>() };
-    let Some((id, what)) = channel.events.lock().unwrap().pop_front() else {
+    let Some(Told { id, event: what, status, number, silent }) = channel.events.lock().unwrap().pop_front()
+    else {
         return set_errno(libc::EAGAIN);
     };
-    rustix::io::read(&channel.fd, &mut [0; 8]).unwrap();
+    if !silent {
+        rustix::io::read(&channel.fd, &mut [0; 8]).unwrap();
+    }
     // SAFETY: plain data and pointers, which may be null.
     let mut made: Box<cm::Event> = Box::new(unsafe { std::mem::zeroed() });
-    (made.id, made.event, made.conn.initiator_depth) = (id as *mut cm::Id, what, 8);
+    (made.id, made.event, made.status, made.conn.initiator_depth) = (id as *mut cm::Id, what, status, 8);
     // SAFETY: see above.
     unsafe { *event = Box::into_raw(made) };
+    if number != 0 {
+        set_errno(number);
+    }
     0
 }
 unsafe extern "C" fn ack_cm_event(event: *mut cm::Event) -> c_int {

@@ -6,7 +6,10 @@ use std::{
     io,
     net::SocketAddr,
     ptr::{self, NonNull},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,6 +28,8 @@ pub(crate) struct Channel {
     raw: NonNull<cm::EventChannel>,
     /// `None` only while it is dropped.
     watched: Option<Watched>,
+    /// Events may have moved here, of which the descriptor does not tell.
+    moved: AtomicBool,
     lib: &'static Lib,
 }
 
@@ -39,7 +44,7 @@ impl Channel {
         // SAFETY: no requirements.
         let raw =
             NonNull::new(unsafe { (lib.create_event_channel)() }).ok_or_else(io::Error::last_os_error)?;
-        let mut channel = Self { raw, watched: None, lib };
+        let mut channel = Self { raw, watched: None, moved: AtomicBool::new(false), lib };
         // SAFETY: the channel is valid until it is destroyed in `drop`.
         let fd = unsafe { channel.raw.as_ref() }.fd;
         // SAFETY: it is the channel's own, and `drop` ends the watching before it closes it.
@@ -52,17 +57,32 @@ impl Channel {
         let Some(watched) = &self.watched else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        watched.poll_read(cx, || {
-            let mut event = ptr::null_mut();
-            // SAFETY: the channel is valid, and `event` is where the library puts its pointer.
-            check(unsafe { (self.lib.get_cm_event)(self.raw.as_ptr(), &mut event) })?;
-            let event = NonNull::new(event).ok_or(io::ErrorKind::InvalidData)?;
-            // SAFETY: the library gave us this event, and it is acknowledged below and never used after that.
-            let copied = unsafe { Event::copy(event.as_ref(), self) };
-            // SAFETY: as above; each event is acknowledged once.
-            check(unsafe { (self.lib.ack_cm_event)(event.as_ptr()) })?;
-            Ok(copied)
-        })
+        if self.moved.load(Ordering::Relaxed) {
+            match self.read() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.moved.store(false, Ordering::Relaxed),
+                event => return Poll::Ready(event),
+            }
+        }
+        watched.poll_read(cx, || self.read())
+    }
+
+    /// Takes an event, if there is one.
+    fn read(self: &Arc<Self>) -> io::Result<Event> {
+        let mut event = ptr::null_mut();
+        // SAFETY: the thread's own variable.
+        unsafe { *libc::__errno_location() = 0 };
+        // SAFETY: the channel is valid, and `event` is where the library puts its pointer.
+        check(unsafe { (self.lib.get_cm_event)(self.raw.as_ptr(), &mut event) })?;
+        let failed = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        let event = NonNull::new(event).ok_or(io::ErrorKind::InvalidData)?;
+        // SAFETY: the library gave us this event, and it is acknowledged below and never used after that.
+        let mut copied = unsafe { Event::copy(event.as_ref(), self) };
+        // SAFETY: as above; each event is acknowledged once.
+        check(unsafe { (self.lib.ack_cm_event)(event.as_ptr()) })?;
+        if copied.status == FAILED_ITSELF && failed != 0 {
+            copied.status = -failed;
+        }
+        Ok(copied)
     }
 
     /// Waits for the next event.
@@ -100,11 +120,16 @@ pub(crate) enum Happened {
     Other(c_int),
 }
 
+/// The status of an event that the library could not deal with; why is in `errno`.
+const FAILED_ITSELF: i32 = -1;
+
 /// An event, copied.
 pub(crate) struct Event {
     pub(crate) what: Happened,
+    /// The address of the identifier that it is about.
+    about: usize,
     /// 0, a negative error number, or on InfiniBand the reason of a rejection.
-    pub(crate) status: i32,
+    status: i32,
     /// The peer's, with the padding of the connection manager.
     pub(crate) private_data: Vec<u8>,
     /// RDMA Reads that the peer wants to have open at us.
@@ -116,6 +141,26 @@ pub(crate) struct Event {
 }
 
 impl Event {
+    /// Whether it is about this identifier. One that was asked for and is not migrated yet has its events on the channel of
+    /// the listener.
+    pub(crate) fn concerns(&self, id: &Id) -> bool {
+        self.about == id.raw.as_ptr() as usize
+    }
+
+    /// On InfiniBand, the reason of a rejection.
+    pub(crate) fn reason(&self) -> Option<i32> {
+        (self.status > 0).then_some(self.status)
+    }
+
+    /// The error that it tells of.
+    pub(crate) fn error(&self) -> Option<io::Error> {
+        match self.status {
+            FAILED_ITSELF => Some(io::Error::other("the library of the connection manager could not go on")),
+            n if n < 0 => Some(io::Error::from_raw_os_error(n.saturating_neg())),
+            _ => None,
+        }
+    }
+
     /// # Safety
     /// `event` is an event of `channel` that has not been acknowledged, seen for the first time.
     unsafe fn copy(raw: &cm::Event, channel: &Arc<Channel>) -> Self {
@@ -136,6 +181,7 @@ impl Event {
         let carries = matches!(what, Happened::Asked | Happened::Established | Happened::Rejected);
         let mut copied = Self {
             what,
+            about: raw.id as usize,
             status: raw.status,
             private_data: Vec::new(),
             responder_resources: 0,
@@ -313,6 +359,8 @@ impl Id {
         // SAFETY: both are valid. The call waits for events of this identifier that were read and not acknowledged; there
         // are none, as reading and acknowledging is one step here.
         check(unsafe { (self.lib.migrate_id)(self.raw.as_ptr(), to.raw.as_ptr()) })?;
+        // The kernel moves events without a word to whoever waits at the other channel.
+        to.moved.store(true, Ordering::Relaxed);
         self.channel = Arc::clone(to);
         Ok(())
     }
