@@ -213,18 +213,27 @@ pub enum LockedMemory {
     Bytes(u64),
 }
 
-/// How much memory this process may lock for devices: `RLIMIT_MEMLOCK`, which does not apply with `CAP_IPC_LOCK`.
+/// How much memory this process may lock for devices: `RLIMIT_MEMLOCK`, which does not apply with `CAP_IPC_LOCK` in the
+/// machine's own user namespace.
 #[must_use]
 pub fn locked_memory() -> LockedMemory {
     use rustix::{
         process::{Resource, getrlimit},
         thread::{CapabilitySet, capabilities},
     };
-    let may_lock = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    let may_lock = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+        // A kernel without user namespaces has no such file.
+        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_initial(&map));
     match getrlimit(Resource::Memlock).current {
         Some(bytes) if !may_lock => LockedMemory::Bytes(bytes),
         _ => LockedMemory::Unlimited,
     }
+}
+
+/// Whether this is the map of users of the machine's own namespace: all are who they are. Elsewhere the kernel does not count
+/// the capability to lock memory.
+fn is_initial(uid_map: &str) -> bool {
+    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Explains a registration that failed.
@@ -303,6 +312,14 @@ mod tests {
         // Then the limit is not the cause, or not all of it.
         assert!(!explain("no", &refused, LockedMemory::Unlimited).contains("ulimit"));
         assert!(!explain("no", &io::Error::from_raw_os_error(libc::EFAULT), limit).contains("ulimit"));
+    }
+
+    #[test]
+    fn a_container_has_users_of_its_own() {
+        assert!(is_initial("         0          0 4294967295\n"));
+        for other in ["0 1000 1\n", "0 100000 65536\n", "0 0 1\n1 1 4294967294\n", ""] {
+            assert!(!is_initial(other), "{other}");
+        }
     }
 
     #[test]
