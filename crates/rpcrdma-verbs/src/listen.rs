@@ -8,7 +8,8 @@
 //! also leave out what comes from this machine itself; where there is one, each address that devices have now is a place.
 //!
 //! # When it breaks
-//! If the device goes away, the listener looks for one with its address every second, and listens again where it was.
+//! If the device goes away, the listener looks for one with its address every second, and listens again where it was. So it
+//! does at those of several addresses that it cannot listen at in the beginning.
 
 use std::{
     io::{self, ErrorKind},
@@ -41,7 +42,7 @@ struct Place {
 
 enum State {
     Listening(Id),
-    /// The device has gone; when to look for another.
+    /// The device has gone, or could not be had yet; when to look for one.
     Gone(Pin<Box<Sleep>>),
 }
 
@@ -67,34 +68,50 @@ impl Listener {
     /// # Errors
     /// If this machine has no verbs, no device has the address, or the port is taken.
     pub fn bind(addr: SocketAddr, config: Config) -> io::Result<Self> {
-        let mut local = addr;
-        let (mut places, mut failed) = (Vec::new(), None);
-        for ip in places_of(addr.ip(), siw_addresses) {
-            let mut at = local;
-            at.set_ip(ip);
-            match listen(at) {
-                Ok(id) => {
-                    at = id.local_addr().ok_or(ErrorKind::AddrNotAvailable)?;
-                    local.set_port(at.port());
-                    places.push(Place { local: at, state: State::Listening(id) });
-                }
-                // One of several that devices had a moment ago.
-                Err(e) if ip != addr.ip() && e.kind() != ErrorKind::AddrInUse => {
-                    tracing::debug!(%at, "not listening: {e}");
-                    failed = Some(e);
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        match failed {
-            Some(e) if places.is_empty() => Err(e),
-            _ => Ok(Self { places, turn: 0, local, config }),
-        }
+        let (places, local) = places(addr, &addresses_of(addr.ip(), siw_addresses), listen)?;
+        Ok(Self { places, turn: 0, local, config })
     }
 }
 
+/// Listens at these addresses for the one that was asked for, and says where that is. Those that cannot be had yet, as an
+/// address of IPv6 that the kernel still looks for in the network, are tried again.
+fn places(
+    asked: SocketAddr,
+    addresses: &[IpAddr],
+    mut listen: impl FnMut(SocketAddr) -> io::Result<Id>,
+) -> io::Result<(Vec<Place>, SocketAddr)> {
+    let mut local = asked;
+    let (mut places, mut failed) = (Vec::new(), Vec::new());
+    for ip in addresses {
+        let mut at = local;
+        at.set_ip(*ip);
+        match listen(at) {
+            Ok(id) => {
+                at = id.local_addr().ok_or(ErrorKind::AddrNotAvailable)?;
+                local.set_port(at.port());
+                places.push(Place { local: at, state: State::Listening(id) });
+            }
+            // One of several that devices had a moment ago.
+            Err(e) if *ip != asked.ip() && e.kind() != ErrorKind::AddrInUse => failed.push((*ip, e)),
+            Err(e) => return Err(e),
+        }
+    }
+    if places.is_empty()
+        && let Some((_, e)) = failed.pop()
+    {
+        return Err(e);
+    }
+    for (ip, error) in failed {
+        let mut at = local;
+        at.set_ip(ip);
+        tracing::warn!(local = %at, %error, "nobody can connect there yet");
+        places.push(Place { local: at, state: State::Gone(Box::pin(sleep(AGAIN))) });
+    }
+    Ok((places, local))
+}
+
 /// The addresses to listen at for one that was asked for; see the module's head.
-fn places_of(asked: IpAddr, siw: impl FnOnce() -> Vec<IpAddr>) -> Vec<IpAddr> {
+fn addresses_of(asked: IpAddr, siw: impl FnOnce() -> Vec<IpAddr>) -> Vec<IpAddr> {
     if !asked.is_unspecified() {
         return vec![asked];
     }
@@ -141,7 +158,7 @@ impl Place {
                     ready!(timer.as_mut().poll(cx));
                     self.state = match listen(self.local) {
                         Ok(id) => {
-                            tracing::info!(local = %self.local, "listening again on an RDMA device");
+                            tracing::info!(local = %self.local, "listening on an RDMA device");
                             State::Listening(id)
                         }
                         Err(error) => {
@@ -275,14 +292,41 @@ mod tests {
         Arc::new(Channel::new(fake::lib()).unwrap())
     }
 
+    /// An identifier of the fake library that listens.
+    fn listen_on(fake: &Fake, port: u16) -> Id {
+        let mut id = Id::new(&channel()).unwrap();
+        id.bind(SocketAddr::new(fake.address(), port)).unwrap();
+        id.listen(BACKLOG).unwrap();
+        id
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_had_yet_is_tried_again_at_the_same_port() {
+        let fake = Fake::new(Kind::Windows);
+        let late: IpAddr = "fd00::1".parse().unwrap();
+        let asked: SocketAddr = "[::]:0".parse().unwrap();
+        let has = |error: ErrorKind| {
+            move |at: SocketAddr| if at.ip() == late { Err(error.into()) } else { Ok(listen_on(fake, 20049)) }
+        };
+        let (found, local) =
+            places(asked, &[late, fake.address()], has(ErrorKind::AddrNotAvailable)).unwrap();
+        let seen: Vec<_> =
+            found.iter().map(|p| (p.local.to_string(), matches!(p.state, State::Gone(_)))).collect();
+        let here = SocketAddr::new(fake.address(), 20049).to_string();
+        assert_eq!(seen, [(here, false), ("[fd00::1]:20049".to_owned(), true)]);
+        assert_eq!(local.to_string(), "[::]:20049");
+        for (addresses, error) in
+            [(&[fake.address(), late][..], ErrorKind::AddrInUse), (&[late], ErrorKind::AddrNotAvailable)]
+        {
+            assert_eq!(places(asked, addresses, has(error)).err().map(|e| e.kind()), Some(error));
+        }
+    }
+
     #[tokio::test]
     async fn what_happens_to_a_request_does_not_happen_to_the_listener() {
         let fake = Fake::new(Kind::Windows);
-        let mut id = Id::new(&channel()).unwrap();
         let local = SocketAddr::new(fake.address(), 20049);
-        id.bind(local).unwrap();
-        id.listen(BACKLOG).unwrap();
-        let mut place = Place { local, state: State::Listening(id) };
+        let mut place = Place { local, state: State::Listening(listen_on(fake, 20049)) };
         let (config, mut cx) = (Config::default(), Context::from_waker(Waker::noop()));
         assert!(place.poll_accept(&mut cx, &config).is_pending());
         for what in [event::DEVICE_REMOVAL, event::ADDR_CHANGE] {
@@ -292,8 +336,11 @@ mod tests {
             fake.tell_asker(what);
             // Behind it, so that it has been read.
             fake.ask();
-            drop(poll_fn(|cx| place.poll_accept(cx, &config)).await.unwrap());
-            assert!(matches!(place.state, State::Listening(_)));
+            let next = poll_fn(|cx| match place.poll_accept(cx, &config) {
+                Poll::Pending if matches!(place.state, State::Gone(_)) => Poll::Ready(None),
+                next => next.map(Some),
+            });
+            assert!(next.await.is_some(), "the listener has gone");
         }
         fake.tell_listener(event::DEVICE_REMOVAL);
         // Until it looks for another one, which it must not do here.
@@ -306,9 +353,7 @@ mod tests {
     #[tokio::test]
     async fn events_that_move_to_another_channel_are_seen_there_at_once() {
         let fake = Fake::new(Kind::Windows);
-        let mut id = Id::new(&channel()).unwrap();
-        id.bind(SocketAddr::new(fake.address(), 20049)).unwrap();
-        id.listen(BACKLOG).unwrap();
+        let mut id = listen_on(fake, 20049);
         let mut cx = Context::from_waker(Waker::noop());
         let to = channel();
         assert!(to.poll_event(&mut cx).is_pending());
@@ -328,9 +373,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_library_itself_could_not_do_is_said() {
         let fake = Fake::new(Kind::Windows);
-        let mut id = Id::new(&channel()).unwrap();
-        id.bind(SocketAddr::new(fake.address(), 20049)).unwrap();
-        id.listen(BACKLOG).unwrap();
+        let id = listen_on(fake, 20049);
         fake.fail_listener(event::ADDR_ERROR, libc::EMFILE);
         let error = id.channel().event().await.unwrap().error().unwrap();
         assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
@@ -342,7 +385,8 @@ mod tests {
     #[test]
     fn all_addresses_are_those_of_both_families_and_on_siw_each_of_them() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let places = |asked: &str, siw: &[&str]| places_of(ip(asked), || siw.iter().map(|s| ip(s)).collect());
+        let places =
+            |asked: &str, siw: &[&str]| addresses_of(ip(asked), || siw.iter().map(|s| ip(s)).collect());
         let both = ["10.0.0.1", "fd00::1"];
         assert_eq!(places("10.0.0.7", &both), [ip("10.0.0.7")]);
         assert_eq!(places("::", &[]), [ip("::"), ip("0.0.0.0")]);
