@@ -15,7 +15,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -172,15 +172,24 @@ async fn resolve(to: SocketAddr, config: &Config) -> Result<Id, ConnectError> {
     let mut id = Id::new(&channel)?;
     // The kernel keeps to its time limits; ours only cuts off what hangs.
     let patience = config.resolve_timeout * 2;
-    let no_device = |e: io::Error| {
-        let text = format!("no RDMA device leads to {}: {e}", to.ip());
-        ConnectError::Io(io::Error::new(e.kind(), text))
-    };
+    let no_device = |e: io::Error| ConnectError::Io(unresolved(to.ip(), &e));
     id.resolve_addr(to, config.resolve_timeout).map_err(no_device)?;
     step(&channel, Happened::AddressResolved, patience).await.map_err(no_device)?;
     id.resolve_route(config.resolve_timeout).map_err(no_device)?;
     step(&channel, Happened::RouteResolved, patience).await.map_err(no_device)?;
     Ok(id)
+}
+
+/// Says why there is no way to an address.
+fn unresolved(to: IpAddr, e: &io::Error) -> io::Error {
+    failed(
+        e,
+        match e.kind() {
+            // The route is there, and nobody at its end; or the machine has been told so.
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable => format!("{to} does not answer: {e}"),
+            _ => format!("no RDMA device leads to {to}: {e}"),
+        },
+    )
 }
 
 /// A channel to the kernel's connection manager.
@@ -203,7 +212,8 @@ async fn step(channel: &Arc<Channel>, wanted: Happened, patience: Duration) -> i
             let event = channel.event().await?;
             match event.what {
                 what if what == wanted => return Ok(()),
-                Happened::Unresolvable | Happened::DeviceRemoved => return Err(why(&event)),
+                Happened::Unresolvable => return Err(why(&event)),
+                Happened::DeviceRemoved => return Err(io::Error::from_raw_os_error(libc::ENODEV)),
                 _ => {}
             }
         }
@@ -320,4 +330,27 @@ const MIN_SENDS: u32 = 32;
 /// An error with words of our own.
 pub(crate) fn failed(e: &io::Error, why: String) -> io::Error {
     io::Error::new(e.kind(), why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_does_not_answer_is_not_a_device_that_is_missing() {
+        let said = |number| {
+            unresolved("10.0.0.9".parse().unwrap(), &io::Error::from_raw_os_error(number)).to_string()
+        };
+        for number in [libc::ETIMEDOUT, libc::EHOSTUNREACH] {
+            assert!(said(number).starts_with("10.0.0.9 does not answer: "), "{}", said(number));
+        }
+        for number in [libc::ENODEV, libc::ENETUNREACH] {
+            assert!(said(number).starts_with("no RDMA device leads to 10.0.0.9: "), "{}", said(number));
+        }
+        let silent = unresolved("::1".parse().unwrap(), &ErrorKind::TimedOut.into());
+        assert_eq!(
+            (silent.kind(), silent.to_string().as_str()),
+            (ErrorKind::TimedOut, "::1 does not answer: timed out")
+        );
+    }
 }
