@@ -3,15 +3,14 @@
 //! # Operation
 //! With `auto` each connection asks the connection manager whether an RNIC leads to the server, and a listener whether there
 //! is one to listen on; where the answer is no, for whatever reason, software iWARP does it. The choice is about the way to
-//! the server, not about the server: behind a RoCE or InfiniBand device it has to listen on one, too.
+//! the server, not about the server: behind a RoCE or InfiniBand device it has to listen on one, too. The user is told of the
+//! first decision about an address, and whenever it changes.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use clap::ValueEnum;
@@ -41,7 +40,7 @@ impl Provider {
         match self {
             Self::Softiwarp => Arc::new(soft),
             Self::Verbs => Arc::new(verbs),
-            Self::Auto => Arc::new(Auto { verbs, soft, told: AtomicBool::new(false) }),
+            Self::Auto => Arc::new(Auto { verbs, soft, decisions: Mutex::default() }),
         }
     }
 
@@ -113,40 +112,138 @@ fn verbs_config(soft: &iwarp::Config) -> rpcrdma_verbs::Config {
 struct Auto {
     verbs: rpcrdma_verbs::Connector,
     soft: iwarp::Connector,
-    /// The user has been told of the first decision.
-    told: AtomicBool,
+    decisions: Mutex<Decisions>,
 }
 
-impl Auto {
-    async fn choose(&self, to: SocketAddr) -> &dyn Connector {
-        match rpcrdma_verbs::route(to, &rpcrdma_verbs::Config::default()).await {
-            Ok(route) => {
-                self.tell(&format!("{to}: {} {} leads there", route.transport, route.device));
-                &self.verbs
-            }
-            Err(why) => {
-                let why = if let ConnectError::Io(e) = why { e.to_string() } else { why.to_string() };
-                self.tell(&format!("{to}: software iWARP: {why}"));
-                &self.soft
-            }
+/// What takes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    /// An RNIC, and whether peers may invalidate what it exposes.
+    Verbs {
+        remote_invalidation: bool,
+    },
+    Softiwarp,
+}
+
+/// Addresses whose decisions are remembered.
+const REMEMBERED: usize = 64;
+
+/// The last decision about each address.
+#[derive(Default)]
+struct Decisions(HashMap<SocketAddr, Decision>);
+
+struct Decision {
+    /// What the user was told.
+    carrier: String,
+    /// Made for a connection that is about to be made.
+    next: Option<Choice>,
+}
+
+impl Decisions {
+    /// Remembers a decision; whether it is another one than the last.
+    fn note(&mut self, to: SocketAddr, carrier: String) -> bool {
+        if self.0.len() >= REMEMBERED && !self.0.contains_key(&to) {
+            self.0.clear();
+        }
+        let same = self.0.get(&to).is_some_and(|last| last.carrier == carrier);
+        self.0.insert(to, Decision { carrier, next: None });
+        !same
+    }
+
+    /// The next connection to this address goes by it.
+    fn keep(&mut self, to: SocketAddr, choice: Choice) {
+        if let Some(decision) = self.0.get_mut(&to) {
+            decision.next = Some(choice);
         }
     }
 
-    fn tell(&self, decision: &str) {
-        if self.told.swap(true, Ordering::Relaxed) {
-            tracing::info!("{decision}");
+    fn take(&mut self, to: SocketAddr) -> Option<Choice> {
+        self.0.get_mut(&to)?.next.take()
+    }
+}
+
+impl Auto {
+    fn decisions(&self) -> MutexGuard<'_, Decisions> {
+        self.decisions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn choose(&self, to: SocketAddr) -> Choice {
+        let (choice, carrier, text) = match rpcrdma_verbs::route(to, &rpcrdma_verbs::Config::default()).await
+        {
+            Ok(route) => {
+                let remote_invalidation = route.protection == rpcrdma_verbs::Protection::Windows;
+                let carrier = format!("{} {}", route.transport, route.device);
+                let text = format!("{to}: {carrier} leads there");
+                (Choice::Verbs { remote_invalidation }, carrier, text)
+            }
+            Err(why) => {
+                let why = if let ConnectError::Io(e) = why { e.to_string() } else { why.to_string() };
+                let carrier = "software iWARP".to_owned();
+                let text = format!("{to}: {carrier}: {why}");
+                (Choice::Softiwarp, carrier, text)
+            }
+        };
+        if self.decisions().note(to, carrier) {
+            out::note(&text);
         } else {
-            out::note(decision);
+            tracing::info!("{text}");
         }
+        choice
     }
 }
 
 impl Connector for Auto {
     fn connect(&self, to: SocketAddr, start: Start) -> BoxFuture<'_, Result<BoxQueuePair, ConnectError>> {
-        Box::pin(async move { self.choose(to).await.connect(to, start).await })
+        Box::pin(async move {
+            let decided = self.decisions().take(to);
+            let choice = match decided {
+                Some(choice) => choice,
+                None => self.choose(to).await,
+            };
+            match choice {
+                Choice::Verbs { .. } => self.verbs.connect(to, start).await,
+                Choice::Softiwarp => self.soft.connect(to, start).await,
+            }
+        })
     }
 
     fn remote_invalidation(&self, to: SocketAddr) -> BoxFuture<'_, bool> {
-        Box::pin(async move { self.choose(to).await.remote_invalidation(to).await })
+        Box::pin(async move {
+            let choice = self.choose(to).await;
+            self.decisions().keep(to, choice);
+            match choice {
+                Choice::Verbs { remote_invalidation } => remote_invalidation,
+                Choice::Softiwarp => self.soft.remote_invalidation(to).await,
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_told_when_a_decision_changes() {
+        let mut decisions = Decisions::default();
+        let [one, other] = [1, 2].map(|n| SocketAddr::from(([10, 0, 0, n], 20049)));
+        let mut note = |to, carrier: &str| decisions.note(to, carrier.to_owned());
+        assert!(note(one, "RoCE rxe0") && note(other, "software iWARP"), "the first ones");
+        assert!(!note(one, "RoCE rxe0") && !note(other, "software iWARP"), "the same");
+        assert!(note(one, "software iWARP") && note(one, "RoCE rxe0"), "there and back");
+        for port in 0..1000 {
+            note(SocketAddr::from(([10, 0, 0, 3], port)), "software iWARP");
+        }
+        assert!(decisions.0.len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn a_decision_is_good_for_one_connection() {
+        let mut decisions = Decisions::default();
+        let to = SocketAddr::from(([10, 0, 0, 1], 20049));
+        let choice = Choice::Verbs { remote_invalidation: true };
+        decisions.note(to, "RoCE rxe0".to_owned());
+        decisions.keep(to, choice);
+        assert_eq!((decisions.take(to), decisions.take(to)), (Some(choice), None));
     }
 }
