@@ -6,17 +6,18 @@
 //!
 //! Asking happens on a thread that is made for it, as Linux's siw makes the TCP connection in that system call, and waits
 //! for as long as the kernel tries. The thread has the queue pair meanwhile. If nobody waits for it any more, it takes the
-//! queue pair apart when the call returns. A connector has [`ASKING_MAX`] such threads at most: a host that does not answer
-//! keeps each of them for minutes, and the next attempt waits for one.
+//! queue pair apart when the call returns. A connector has [`ASKING_MAX`] such threads for each address at most: a host that
+//! does not answer keeps each of them for minutes, and the next attempt there waits for one.
 //!
 //! # Private data
 //! InfiniBand and RoCE pad it with zeros to the room that their messages have (56 bytes in a request, 196 in an answer,
 //! 148 in a rejection), so what arrives may be longer than what was sent.
 
 use std::{
+    collections::HashMap,
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -36,14 +37,40 @@ use crate::{
     sys::{Channel, Device, DomainKind, Event, Happened, Id, Offer, Qp, Want},
 };
 
-/// Connections of a connector that are asked for at one time.
-const ASKING_MAX: usize = 32;
+/// Connections of a connector to one address that are asked for at one time.
+const ASKING_MAX: usize = 8;
+
+/// Bounds how many connections to each address are asked for at one time.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    most: usize,
+    /// Of the addresses that somebody is about to connect to, and no others.
+    places: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+}
+
+impl Asking {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most, places: Mutex::default() }
+    }
+
+    /// The places for connections to an address.
+    pub(crate) fn at(&self, address: IpAddr) -> Arc<Semaphore> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = places.get(&address).and_then(Weak::upgrade) {
+            return known;
+        }
+        places.retain(|_, places| places.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(self.most));
+        places.insert(address, Arc::downgrade(&new));
+        new
+    }
+}
 
 /// Makes connections through RNICs. Clones share the bound on connections that are asked for at one time.
 #[derive(Clone, Debug)]
 pub struct Connector {
     config: Config,
-    asking: Arc<Semaphore>,
+    asking: Arc<Asking>,
 }
 
 impl Default for Connector {
@@ -56,7 +83,7 @@ impl Connector {
     /// A connector with these settings. Whether this machine has verbs shows when it connects.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { config, asking: Arc::new(Semaphore::new(ASKING_MAX)) }
+        Self { config, asking: Arc::new(Asking::new(ASKING_MAX)) }
     }
 
     async fn start_up(&self, to: SocketAddr, start: Start) -> Result<BoxQueuePair, ConnectError> {
@@ -71,9 +98,9 @@ pub(crate) async fn establish(
     to: SocketAddr,
     start: Start,
     config: &Config,
-    asking: &Arc<Semaphore>,
+    asking: &Asking,
 ) -> Result<VerbsQueuePair, ConnectError> {
-    let place = timeout(config.connect_timeout, Arc::clone(asking).acquire_owned());
+    let place = timeout(config.connect_timeout, asking.at(to.ip()).acquire_owned());
     let place = place.await.map_err(|_| ConnectError::TimedOut)?.map_err(io::Error::other)?;
     let device = Device::of(&id)?;
     let channel = Arc::clone(id.channel());
@@ -335,6 +362,19 @@ pub(crate) fn failed(e: &io::Error, why: String) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_kept_for_addresses_that_somebody_connects_to() {
+        let (asking, one) = (Asking::new(2), IpAddr::from([10, 0, 0, 1]));
+        let place = asking.at(one).try_acquire_owned().unwrap();
+        assert_eq!(asking.at(one).available_permits(), 1);
+        for n in 0..1000u32 {
+            assert_eq!(asking.at(IpAddr::from(n.to_be_bytes())).available_permits(), 2);
+        }
+        assert_eq!((asking.at(one).available_permits(), asking.places.lock().unwrap().len()), (1, 2));
+        drop(place);
+        assert_eq!(asking.at(one).available_permits(), 2);
+    }
 
     #[test]
     fn a_host_that_does_not_answer_is_not_a_device_that_is_missing() {

@@ -5,11 +5,9 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Waker};
 use rpcrdma_fabric::{ConnectError, Pool, RemoteSegment, RemoteSegments, Start};
 
 use super::*;
-use tokio::sync::Semaphore;
-
 use crate::{
     Config,
-    connect::establish,
+    connect::{Asking, establish},
     ffi::{
         cm::event,
         fake::{self, DEPTH, Device, Kind, Seen},
@@ -26,14 +24,14 @@ async fn try_connect(
     pool: &Pool,
     recvs: usize,
 ) -> Result<VerbsQueuePair, ConnectError> {
-    try_connect_with(device, pool, recvs, &Arc::new(Semaphore::new(1))).await
+    try_connect_with(device, pool, recvs, &Asking::new(1)).await
 }
 
 async fn try_connect_with(
     device: &'static Device,
     pool: &Pool,
     recvs: usize,
-    asking: &Arc<Semaphore>,
+    asking: &Asking,
 ) -> Result<VerbsQueuePair, ConnectError> {
     let mut id = Id::new(&Arc::new(Channel::new(fake::lib()).unwrap())).unwrap();
     id.bind(SocketAddr::new(device.address(), 0)).unwrap();
@@ -102,16 +100,22 @@ async fn a_call_that_connects_for_ever_is_given_up_and_keeps_its_memory_until_it
 #[tokio::test(start_paused = true)]
 async fn calls_that_connect_for_ever_are_bounded() {
     let (device, pool) = (Device::new(Kind::Windows), pool());
-    let asking = Arc::new(Semaphore::new(3));
+    let asking = Asking::new(3);
     device.set(|state| state.hold = true);
     for begun in [1, 2, 3, 3, 3] {
         let tried = try_connect_with(device, &pool, RECVS, &asking).await;
         assert!(matches!(tried, Err(ConnectError::TimedOut)));
         assert_eq!((device.state().queue_pairs, pool.in_use()), (begun, begun * RECVS));
     }
+    // Other hosts are not in the way of these.
+    tokio::time::resume();
+    let (other, others) = (Device::new(Kind::Windows), self::pool());
+    assert!(try_connect_with(other, &others, RECVS, &asking).await.is_ok());
+    tokio::time::pause();
     device.set(|state| state.hold = false);
     // The places are free again when the calls have returned.
-    let all = asking.acquire_many(3).await.unwrap();
+    let places = asking.at(device.address());
+    let all = places.acquire_many(3).await.unwrap();
     assert_eq!((device.state().queue_pairs, pool.in_use()), (0, 0));
     drop(all);
     tokio::time::resume();
