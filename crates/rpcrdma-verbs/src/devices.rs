@@ -70,7 +70,7 @@ pub struct DeviceInfo {
     pub name: String,
     /// What it speaks.
     pub transport: Transport,
-    /// The network interface of its first port, if it has one.
+    /// The network interface of its first active port, or of its first one if none is active, if that has one.
     pub interface: Option<String>,
     /// The addresses of the interface: IPv4 before IPv6, and without those that only the link knows.
     pub addresses: Vec<IpAddr>,
@@ -120,7 +120,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>, Unavailable> {
 
 /// The devices that the kernel has, whether or not the library knows what to do with them.
 fn kernel_devices() -> Vec<String> {
-    let listed = std::fs::read_dir("/sys/class/infiniband").into_iter().flatten().flatten();
+    let listed = std::fs::read_dir(SYS).into_iter().flatten().flatten();
     let mut names: Vec<_> = listed.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     names
@@ -138,7 +138,7 @@ pub(crate) fn siw_addresses() -> Vec<IpAddr> {
         return Vec::new();
     }
     let mut all: Vec<IpAddr> =
-        devices.iter().filter_map(|d| interface(&d.name)).flat_map(|i| sys::addresses(&i)).collect();
+        devices.iter().filter_map(|d| interface(&d.name, 1)).flat_map(|i| sys::addresses(&i)).collect();
     // Two devices may share an interface.
     all.sort();
     all.dedup();
@@ -153,21 +153,24 @@ pub(crate) fn connection_manager() -> Result<(), String> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err("there is no /dev/infiniband/rdma_cm: load the module rdma_ucm".to_owned())
         }
-        Err(e) => Err(format!("/dev/infiniband/rdma_cm cannot be opened: {e}")),
+        Err(e) => Err(cannot_open("/dev/infiniband/rdma_cm", &e)),
     }
 }
 
 fn describe(device: sys::ListedDevice, no_manager: Option<String>) -> DeviceInfo {
     let sys::ListedDevice { name, transport, opened } = device;
     let iwarp = transport == verbs::TRANSPORT_IWARP;
-    let interface = interface(&name);
-    let addresses = interface.as_deref().map(sys::addresses).unwrap_or_default();
+    let interface = |port| {
+        let interface = interface(&name, port);
+        let addresses = interface.as_deref().map(sys::addresses).unwrap_or_default();
+        (interface, addresses)
+    };
     let (abilities, ports) = match opened {
         Ok(opened) => opened,
         Err(e) => {
-            let link = if interface.is_some() { Link::Ethernet } else { Link::Other };
-            let transport = Transport::new(iwarp, link);
-            let unusable = Some(format!("it cannot be opened: {e}"));
+            let (interface, addresses) = interface(1);
+            let transport = Transport::new(iwarp, link_in(&Path::new(SYS).join(&name)));
+            let unusable = Some(cannot_open("it", &e));
             return DeviceInfo { name, transport, interface, addresses, limits: None, unusable };
         }
     };
@@ -180,6 +183,7 @@ fn describe(device: sys::ListedDevice, no_manager: Option<String>) -> DeviceInfo
         no_manager
     };
     let port = ports.iter().find(|p| p.active).or(ports.first());
+    let (interface, addresses) = interface(port.map_or(1, |p| p.number));
     let link = port.map_or(Link::Other, |p| p.link);
     let limits = DeviceLimits {
         queue_depth: abilities.queue_depth,
@@ -194,14 +198,49 @@ fn describe(device: sys::ListedDevice, no_manager: Option<String>) -> DeviceInfo
     DeviceInfo { name, transport, interface, addresses, limits: Some(limits), unusable }
 }
 
-/// The network interface of a device's first port.
-fn interface(device: &str) -> Option<String> {
-    let text = |path: String| Some(std::fs::read_to_string(path).ok()?.trim().to_owned());
-    let base = format!("/sys/class/infiniband/{device}");
-    text(format!("{base}/ports/1/gid_attrs/ndevs/0"))
+/// Says that something cannot be opened, with the remedy if this process may not.
+fn cannot_open(what: &str, e: &io::Error) -> String {
+    let remedy = match e.kind() {
+        io::ErrorKind::PermissionDenied => ": this user needs access to the files in /dev/infiniband",
+        _ => "",
+    };
+    format!("{what} cannot be opened: {e}{remedy}")
+}
+
+/// The network interface of a device's port, which is counted from 1.
+fn interface(device: &str, port: u8) -> Option<String> {
+    interface_in(&Path::new(SYS).join(device), port)
+}
+
+/// Where the kernel has its devices.
+const SYS: &str = "/sys/class/infiniband";
+
+/// What the first port of a device is attached to.
+fn link_in(device: &Path) -> Link {
+    match std::fs::read_to_string(device.join("ports/1/link_layer")).unwrap_or_default().trim() {
+        "Ethernet" => Link::Ethernet,
+        "InfiniBand" => Link::InfiniBand,
+        _ => Link::Other,
+    }
+}
+
+fn interface_in(device: &Path, port: u8) -> Option<String> {
+    let text = |path: &str| {
+        let text = std::fs::read_to_string(device.join(path)).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    };
+    text(&format!("ports/{port}/gid_attrs/ndevs/0"))
         // Software devices say it here.
-        .or_else(|| text(format!("{base}/parent")))
-        .filter(|name| !name.is_empty())
+        .or_else(|| text("parent"))
+        // Ports of InfiniBand do not, and their interfaces count ports from 0.
+        .or_else(|| {
+            let listed = std::fs::read_dir(device.join("device/net")).ok()?.flatten();
+            let mut names: Vec<_> = listed.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+            names.sort();
+            let at = |name: &String| text(&format!("device/net/{name}/dev_port"))?.parse::<u8>().ok();
+            let known = names.iter().find(|name| at(name).is_some_and(|at| at.checked_add(1) == Some(port)));
+            known.or(names.first()).cloned()
+        })
 }
 
 /// How much memory this process may lock for devices.
@@ -312,6 +351,39 @@ mod tests {
         // Then the limit is not the cause, or not all of it.
         assert!(!explain("no", &refused, LockedMemory::Unlimited).contains("ulimit"));
         assert!(!explain("no", &io::Error::from_raw_os_error(libc::EFAULT), limit).contains("ulimit"));
+    }
+
+    #[test]
+    fn a_port_has_the_interface_that_the_kernel_says_it_has() {
+        let sys = std::env::temp_dir().join(format!("verbs-sys-{}", std::process::id()));
+        let put = |path: &str, text: &str| {
+            let path = sys.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let port = |device: &str, port| interface_in(&sys.join(device), port);
+        put("roce/ports/1/gid_attrs/ndevs/0", "eth0\n");
+        put("roce/ports/2/gid_attrs/ndevs/0", "eth1\n");
+        assert_eq!((port("roce", 1).as_deref(), port("roce", 2).as_deref()), (Some("eth0"), Some("eth1")));
+        put("soft/parent", "eth2\n");
+        assert_eq!(port("soft", 1).as_deref(), Some("eth2"));
+        put("ib/device/net/ib7/dev_port", "0\n");
+        put("ib/device/net/ib3/dev_port", "1\n");
+        assert_eq!((port("ib", 1).as_deref(), port("ib", 2).as_deref()), (Some("ib7"), Some("ib3")));
+        put("old/device/net/ib0/address", "");
+        assert_eq!((port("old", 2).as_deref(), port("none", 1)), (Some("ib0"), None));
+        put("roce/ports/1/link_layer", "Ethernet\n");
+        put("ib/ports/1/link_layer", "InfiniBand\n");
+        let links = ["roce", "ib", "none"].map(|device| link_in(&sys.join(device)));
+        assert_eq!(links, [Link::Ethernet, Link::InfiniBand, Link::Other]);
+        std::fs::remove_dir_all(sys).unwrap();
+    }
+
+    #[test]
+    fn what_may_not_be_opened_is_said_with_its_remedy() {
+        let denied = cannot_open("it", &io::Error::from_raw_os_error(libc::EACCES));
+        assert!(denied.ends_with(": this user needs access to the files in /dev/infiniband"), "{denied}");
+        assert!(!cannot_open("it", &io::Error::from_raw_os_error(libc::EIO)).contains("/dev"));
     }
 
     #[test]

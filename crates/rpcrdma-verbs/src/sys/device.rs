@@ -93,6 +93,8 @@ pub(crate) enum Link {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Port {
+    /// Counted from 1.
+    pub(crate) number: u8,
     pub(crate) active: bool,
     pub(crate) link: Link,
     /// The longest message in bytes.
@@ -122,7 +124,7 @@ unsafe fn query_port(lib: &Lib, context: *mut verbs::Context, port: u8) -> io::R
         verbs::LINK_INFINIBAND | 0 => Link::InfiniBand,
         _ => Link::Other,
     };
-    Ok(Port { active: attr.state == verbs::PORT_ACTIVE, link, max_message: attr.max_msg_sz })
+    Ok(Port { number: port, active: attr.state == verbs::PORT_ACTIVE, link, max_message: attr.max_msg_sz })
 }
 
 /// # Safety
