@@ -52,9 +52,10 @@ fn structures() -> Facts {
         device_cap_flags => "device_cap_flags", max_sge => "max_sge", max_cqe => "max_cqe", max_mr => "max_mr",
         max_qp_rd_atom => "max_qp_rd_atom", max_qp_init_rd_atom => "max_qp_init_rd_atom", max_mw => "max_mw",
         max_srq_sge => "max_srq_sge", phys_port_cnt => "phys_port_cnt");
-    whole!(facts, verbs::PortAttr, "struct ibv_port_attr");
+    // Not the length: it grows, and the library's own function fills in what comes before the last of these.
     fields!(facts, verbs::PortAttr, "struct ibv_port_attr";
-        state => "state", active_mtu => "active_mtu", max_msg_sz => "max_msg_sz", link_layer => "link_layer");
+        state => "state", active_mtu => "active_mtu", max_msg_sz => "max_msg_sz", link_layer => "link_layer",
+        flags => "flags", port_cap_flags2 => "port_cap_flags2");
     fields!(facts, verbs::Pd, "struct ibv_pd"; context => "context");
     whole!(facts, verbs::Mr, "struct ibv_mr");
     fields!(facts, verbs::Mr, "struct ibv_mr";
