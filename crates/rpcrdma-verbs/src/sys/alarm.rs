@@ -31,15 +31,15 @@ use crate::ffi::{
     verbs::{self, AsyncEvent, async_event},
 };
 
-/// What has failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What has failed. The later, the worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Trouble {
-    /// The device, or it has gone.
-    Device,
-    /// The port that the connection uses.
-    Port,
     /// The queue pair or its completion queue; completions may say why.
     Queues,
+    /// The port that the connection uses.
+    Port,
+    /// The device, or it has gone.
+    Device,
 }
 
 /// Where a connection hears of trouble.
@@ -57,7 +57,7 @@ impl Alarm {
         Arc::new(Self { qp, cq, port, state: Mutex::default() })
     }
 
-    /// Waits for trouble. What was told is not told again.
+    /// Waits for trouble: the worst of what was not told yet.
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Trouble> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(trouble) = state.0.take() {
@@ -72,7 +72,7 @@ impl Alarm {
 
     fn raise(&self, trouble: Trouble) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0 = Some(trouble);
+        state.0 = state.0.max(Some(trouble));
         let waker = state.1.take();
         drop(state);
         if let Some(waker) = waker {
@@ -127,7 +127,8 @@ pub(super) struct Watch {
 
 impl Watch {
     /// # Safety
-    /// The device stays open until the watch has been dropped, and nobody else reads its events.
+    /// The device stays open until the watch has been dropped. Nobody but other watches reads its events: of a device that is
+    /// opened anew while its last watch ends there are two for a moment, and each event comes to one of them.
     pub(super) unsafe fn start(lib: &'static Lib, context: NonNull<verbs::Context>) -> io::Result<Self> {
         // SAFETY: an open device.
         let fd = unsafe { context.as_ref() }.async_fd;
@@ -278,5 +279,15 @@ mod tests {
         assert_eq!(here.poll(&mut cx), Poll::Ready(Trouble::Port));
         assert_eq!(here.poll(&mut cx), Poll::Pending);
         assert_eq!(alarms.known.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn of_several_troubles_the_worst_is_told() {
+        let alarm = alarm();
+        for trouble in [Trouble::Queues, Trouble::Device, Trouble::Port, Trouble::Queues] {
+            alarm.raise(trouble);
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!((alarm.poll(&mut cx), alarm.poll(&mut cx)), (Poll::Ready(Trouble::Device), Poll::Pending));
     }
 }
