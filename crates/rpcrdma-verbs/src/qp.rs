@@ -144,6 +144,8 @@ pub(crate) struct VerbsQueuePair {
     free_windows: VecDeque<Window>,
     /// Invalidated by the peer while our own invalidation is on its way.
     late_windows: HashMap<u32, Window>,
+    /// At the end: those that the device has not let go of.
+    last_windows: Vec<Window>,
     /// For the tags of empty regions, which nothing stands behind.
     empty_tags: u32,
     /// An event was asked for.
@@ -217,6 +219,7 @@ impl VerbsQueuePair {
             reclaimed: Vec::new(),
             free_windows: VecDeque::new(),
             late_windows: HashMap::new(),
+            last_windows: Vec::new(),
             empty_tags: 0,
             armed: false,
             established: false,
@@ -276,12 +279,16 @@ impl VerbsQueuePair {
         self.cause.get_or_insert(Lost::Io(e.kind()));
     }
 
-    /// Takes an exposure from the peer, and from the books, unless the device does not let go of it.
+    /// Takes an exposure from the peer, and from the books, unless the device does not let go of it. Its window, if it has one,
+    /// has been invalidated.
     fn shut(&mut self, tag: u32) -> Option<Exposure> {
         let exposure = self.exposures.get_mut(&tag)?;
-        if let Guard::Registration(mr) = &mut exposure.guard
-            && let Err(e) = mr.deregister()
-        {
+        let registration = match &mut exposure.guard {
+            Guard::Registration(mr) => Some(mr),
+            Guard::Window(_, backing) => backing.as_mut(),
+            Guard::Empty => None,
+        };
+        if let Some(Err(e)) = registration.map(Mr::deregister) {
             self.stuck(&e);
             return None;
         }
@@ -408,7 +415,7 @@ impl VerbsQueuePair {
                     let (id, op, buf) = work.into_parts();
                     done.push(Completion::Done { id, op, buf });
                 }
-                UnderWay::Invalidate { tag } => match self.exposures.remove(&tag) {
+                UnderWay::Invalidate { tag } => match self.shut(tag) {
                     Some(exposure) => {
                         self.recycle(tag, exposure.guard);
                         done.push(Completion::Reclaimed { stag: Stag(tag), buf: exposure.region });
@@ -426,13 +433,9 @@ impl VerbsQueuePair {
 
     /// What opened a region to the peer does so no more.
     fn recycle(&mut self, tag: u32, guard: Guard) {
-        match guard {
-            Guard::Window(mut window, backing) => {
-                window.bound(tag);
-                self.free_windows.push_back(window);
-                drop(backing);
-            }
-            Guard::Registration(_) | Guard::Empty => {}
+        if let Guard::Window(mut window, _) = guard {
+            window.bound(tag);
+            self.free_windows.push_back(window);
         }
     }
 
@@ -688,20 +691,25 @@ impl VerbsQueuePair {
         {
             tracing::debug!(%error, "no goodbye");
         }
-        self.free_windows.clear();
-        self.late_windows.clear();
+        self.last_windows.extend(self.free_windows.drain(..));
+        self.last_windows.extend(self.late_windows.drain().map(|(_, window)| window));
         for exposure in self.exposures.values_mut().chain(self.doubles.iter_mut().map(|(_, double)| double)) {
             exposure.guard = match std::mem::replace(&mut exposure.guard, Guard::Empty) {
                 Guard::Window(window, backing) => {
-                    drop(window);
+                    self.last_windows.push(window);
                     backing.map_or(Guard::Empty, Guard::Registration)
                 }
                 other => other,
             };
         }
+        free(&mut self.last_windows);
         match qp.destroy() {
-            Ok(id) if self.established && !self.disconnected => linger(&self.runtime, id),
-            Ok(_) => {}
+            Ok(id) => {
+                self.last_windows.clear();
+                if self.established && !self.disconnected {
+                    linger(&self.runtime, id);
+                }
+            }
             Err(kept) => {
                 let (qp, error) = *kept;
                 self.qp = Some(qp);
@@ -823,14 +831,28 @@ fn local_key(domain: &Arc<Domain>, region: &Region) -> io::Result<u32> {
     BlockMr::of(domain, region).map(|(lkey, _)| lkey)
 }
 
-/// Destroys a queue pair when the device lets go of it, and only then frees its memory; never, if the runtime ends before.
-fn bury(runtime: &Handle, mut qp: Option<Qp>, memory: impl Send + 'static) {
+/// Gives windows back to the device, except for those that it does not let go of.
+fn free(windows: &mut Vec<Window>) {
+    windows.retain_mut(|window| match window.free() {
+        Ok(()) => false,
+        Err(error) => {
+            tracing::debug!(%error, "a memory window cannot be freed yet");
+            true
+        }
+    });
+}
+
+/// Destroys a queue pair, which some windows may be bound to, when the device lets go of it, and only then frees its memory;
+/// never, if the runtime ends before.
+fn bury(runtime: &Handle, mut qp: Option<Qp>, mut windows: Vec<Window>, memory: impl Send + 'static) {
     let memory = ManuallyDrop::new(memory);
     runtime.spawn(async move {
         while let Some(held) = qp.take() {
             sleep(AGAIN).await;
+            free(&mut windows);
             qp = held.destroy().err().map(|kept| kept.0);
         }
+        drop(windows);
         drop(ManuallyDrop::into_inner(memory));
     });
 }
@@ -981,7 +1003,8 @@ impl Drop for VerbsQueuePair {
             let (exposures, doubles) =
                 (std::mem::take(&mut self.exposures), std::mem::take(&mut self.doubles));
             let kept = std::mem::take(&mut self.kept);
-            bury(&self.runtime, self.qp.take(), (recvs, pending, under_way, exposures, doubles, kept));
+            let memory = (recvs, pending, under_way, exposures, doubles, kept);
+            bury(&self.runtime, self.qp.take(), std::mem::take(&mut self.last_windows), memory);
         }
     }
 }

@@ -45,8 +45,9 @@ pub(crate) struct State {
     pub(crate) domains: usize,
     pub(crate) registrations: usize,
     pub(crate) windows: usize,
-    /// How often giving back a registration, and a queue pair, fails, and with what.
+    /// How often giving back a registration, a window, and a queue pair, fails, and with what.
     pub(crate) refuse_mr: (usize, c_int),
+    pub(crate) refuse_mw: (usize, c_int),
     pub(crate) refuse_qp: (usize, c_int),
     /// The system call that connects does not return.
     pub(crate) hold: bool,
@@ -96,6 +97,8 @@ unsafe impl Send for Device {}
 pub(crate) enum Kind {
     /// InfiniBand with windows.
     Windows,
+    /// Linux's rxe.
+    SoftRoce,
     /// iWARP with registration per Call.
     Registration,
     /// iWARP with windows.
@@ -116,13 +119,16 @@ impl Device {
         let (mut context, mut listed, mut attr) =
             unsafe { std::mem::zeroed::<(verbs::Context, verbs::Device, verbs::DeviceAttr)>() };
         listed.transport_type = match kind {
-            Kind::Windows => verbs::TRANSPORT_IB,
+            Kind::Windows | Kind::SoftRoce => verbs::TRANSPORT_IB,
             Kind::Registration | Kind::IwarpWindows => verbs::TRANSPORT_IWARP,
         };
         listed.name[0] = b'f' as c_char;
         let depth = DEPTH as c_int;
         (attr.max_qp_wr, attr.max_cqe, attr.max_mr) = (depth, 2 * depth + 1, 1000);
         (attr.max_qp_rd_atom, attr.max_qp_init_rd_atom) = (8, 8);
+        if kind == Kind::SoftRoce {
+            attr.vendor_id = verbs::VENDOR_SOFTWARE;
+        }
         if kind != Kind::Registration {
             (attr.max_mw, attr.device_cap_flags) = (1000, verbs::CAP_WINDOW_TYPE_2B);
         }
@@ -417,7 +423,11 @@ unsafe extern "C" fn alloc_mw(pd: *mut verbs::Pd, kind: c_int) -> *mut verbs::Mw
 }
 unsafe extern "C" fn dealloc_mw(mw: *mut verbs::Mw) -> c_int {
     // SAFETY: see above.
-    unsafe { device((*mw).context) }.state().windows -= 1;
+    let mut state = unsafe { device((*mw).context) }.state();
+    if let Some(number) = refused(&mut state.refuse_mw) {
+        return number;
+    }
+    state.windows -= 1;
     // SAFETY: see above.
     drop(unsafe { Box::from_raw(mw) });
     0

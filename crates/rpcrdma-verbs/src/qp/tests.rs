@@ -228,6 +228,72 @@ async fn memory_that_stays_registered_comes_back_after_the_queue_pair_has_gone()
     );
 }
 
+/// Behind windows of rxe there is a registration for each region, whoever closes them.
+#[tokio::test(start_paused = true)]
+async fn memory_that_stays_registered_behind_a_window_comes_back_after_the_queue_pair_has_gone() {
+    for by_peer in [false, true] {
+        let (device, pool) = (Device::new(Kind::SoftRoce), pool());
+        let mut qp = connect(device, &pool).await;
+        let exposed = qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+        let mut done = Vec::new();
+        assert!(drive(&mut qp, &mut done).is_pending());
+        device.complete_send(0);
+        device.set(|state| {
+            state.refuse_mr = (1, libc::EINVAL);
+            state.refuse_qp = (1, libc::EACCES);
+        });
+        if by_peer {
+            let (wr_id, wc_flags) = (RECEIVE, verbs::WC_WITH_INV);
+            device.complete(Wc { wr_id, wc_flags, invalidated_rkey: exposed.stag.0, ..Wc::default() });
+        } else {
+            qp.invalidate(exposed.stag);
+            assert!(drive(&mut qp, &mut done).is_pending());
+            device.complete_send(1);
+        }
+        while !drive(&mut qp, &mut done).is_pending() {}
+        let expected: &[&str] = if by_peer { &["received"] } else { &[] };
+        assert_eq!(names(&done), expected, "the device has not let go of it");
+        let (done, lost) = rest(&mut qp).await;
+        let end = (names(&done).last().unwrap().clone(), lost);
+        assert_eq!(end, ("reclaimed".to_owned(), Lost::Io(ErrorKind::InvalidInput)));
+        drop((done, qp));
+        let state = device.state();
+        assert_eq!((state.registrations, state.windows, state.queue_pairs), (0, 0, 0));
+    }
+}
+
+/// A window may keep its queue pair.
+#[tokio::test(start_paused = true)]
+async fn windows_that_the_device_does_not_let_go_of_are_tried_again() {
+    for dropped in [false, true] {
+        let (device, pool) = (Device::new(Kind::Windows), pool());
+        let mut qp = connect(device, &pool).await;
+        for _ in 0..3 {
+            qp.expose(pool.take().unwrap(), 100, Access::RemoteWrite).unwrap();
+        }
+        assert!(drive(&mut qp, &mut Vec::new()).is_pending());
+        device.set(|state| {
+            state.refuse_mw = (2, libc::EBUSY);
+            state.refuse_qp = (1, libc::EBUSY);
+        });
+        let left = || {
+            let state = device.state();
+            (state.windows, state.queue_pairs)
+        };
+        if dropped {
+            drop(qp);
+            assert_eq!(left(), (2, 1));
+            sleep(AGAIN * 2).await;
+        } else {
+            qp.shutdown(Shutdown::Abort);
+            assert!(drive(&mut qp, &mut Vec::new()).is_pending());
+            assert_eq!(left(), (2, 1));
+            rest(&mut qp).await;
+        }
+        assert_eq!(left(), (0, 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_read_is_not_shown_while_the_peer_could_change_it() {
     let (device, pool) = (Device::new(Kind::Registration), pool());

@@ -536,8 +536,16 @@ struct Held {
 impl Held {
     fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
-        let mr = self.mr.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(mr);
+        // Under the lock: whoever comes second goes on when the device has let go of it.
+        let mut mr = self.mr.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(mr.take());
+    }
+}
+
+impl Drop for BlockMr {
+    fn drop(&mut self) {
+        // The memory is about to go, and the domain may be looking at the registration right now.
+        self.held.give_up();
     }
 }
 
@@ -558,8 +566,8 @@ impl BlockMr {
         region.registration(
             |mr: &Self| std::ptr::eq(mr.domain.as_ptr(), Arc::as_ptr(domain)) && !mr.is_stale(),
             |at, len| {
-                // SAFETY: the block drops its registrations before its memory, if they have not gone by then. They let
-                // nobody do anything by themselves: work that uses them is posted by those who own the region.
+                // SAFETY: the block drops its registrations before its memory, and that deregisters what has not gone by then,
+                // whoever else holds it. They let nobody do anything by themselves: work that uses them is posted by those who own the region.
                 let mr = unsafe { Mr::register(domain, at, len, rights) }?;
                 let (lkey, handle) = (mr.lkey, mr.handle());
                 let held = Arc::new(Held { given_up: AtomicBool::new(false), mr: Mutex::new(Some(mr)) });
@@ -575,6 +583,8 @@ impl BlockMr {
 /// invalidated.
 pub(crate) struct Window {
     raw: NonNull<verbs::Mw>,
+    /// It has been given back.
+    ended: bool,
     domain: Arc<Domain>,
     /// The tag of the last binding, or of none yet.
     rkey: u32,
@@ -600,7 +610,7 @@ impl Window {
         let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: a window that the library just made.
         let rkey = unsafe { raw.as_ref() }.rkey;
-        Ok(Self { raw, domain: Arc::clone(domain), rkey })
+        Ok(Self { raw, ended: false, domain: Arc::clone(domain), rkey })
     }
 
     pub(crate) fn handle(&self) -> MwHandle {
@@ -621,14 +631,51 @@ impl Window {
     }
 }
 
+impl Window {
+    /// Gives the window back to the device, which closes it.
+    ///
+    /// # Errors
+    /// If the device does not let go of it. It may be tried again.
+    pub(crate) fn free(&mut self) -> io::Result<()> {
+        if !self.ended {
+            let device = &self.domain.device;
+            // SAFETY: as in `new`.
+            let dealloc = unsafe { device.context.as_ref() }.ops.dealloc_mw;
+            let dealloc = dealloc.ok_or(io::ErrorKind::Unsupported)?;
+            // SAFETY: allocated once, and not freed yet.
+            device.let_go(check_number(unsafe { dealloc(self.raw.as_ptr()) }))?;
+            self.ended = true;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: as in `new`.
-        let dealloc = unsafe { self.domain.device.context.as_ref() }.ops.dealloc_mw;
-        let Some(dealloc) = dealloc else { return };
-        // SAFETY: allocated once, freed once.
-        if let Err(error) = check_number(unsafe { dealloc(self.raw.as_ptr()) }) {
+        // Its queue pair has gone, and with it who could use it.
+        if let Err(error) = self.free() {
             tracing::warn!(%error, "a memory window could not be freed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ffi::fake::{self, Kind};
+
+    #[tokio::test]
+    async fn a_block_goes_after_its_registration_whoever_looks_at_that() {
+        let fake = fake::Device::new(Kind::Windows);
+        let mut id = Id::new(&Arc::new(Channel::new(fake::lib()).unwrap())).unwrap();
+        id.bind(SocketAddr::new(fake.address(), 0)).unwrap();
+        let domain = Device::of(&id).unwrap().domain(DomainKind::Own).unwrap();
+        let region = Region::alloc(100);
+        BlockMr::of(&domain, &region).unwrap();
+        let held = domain.seats().blocks[0].upgrade().unwrap();
+        assert_eq!(fake.state().registrations, 1);
+        drop(region);
+        assert_eq!(fake.state().registrations, 0);
+        drop(held);
     }
 }
