@@ -286,8 +286,11 @@ impl Writer {
         }
     }
 
-    /// Sends the tail.
+    /// Sends the tail. Not while something is written again, which would come after it.
     fn seal(self: &Arc<Self>, inode: &Arc<Inode>, state: &mut State, stable: Stable) {
+        if state.rewriting {
+            return;
+        }
         let Some(mut extent) = state.tail.take() else { return };
         extent.seq = state.next;
         state.next += 1;

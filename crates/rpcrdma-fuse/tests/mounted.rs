@@ -502,6 +502,46 @@ fn programs_wait_when_the_mount_holds_too_much() {
     }
 }
 
+/// What the old server has forgotten is written again, and what comes meanwhile is newer.
+#[test]
+fn writes_while_others_are_repeated_stay() {
+    const BLOCKS: usize = 250;
+    let Some(rig) = Rig::start("") else { return };
+    for round in 0..6 {
+        let path = rig.dir().join(format!("file{round}"));
+        let file = File::create(&path).unwrap();
+        let another = OpenOptions::new().write(true).open(&path).unwrap();
+        let mut model = vec![0_u32; BLOCKS];
+        let mut count = 0;
+        // Backwards, so that each is a WRITE of its own.
+        let mut write = |block: usize| {
+            count += 1;
+            model[block] = count;
+            file.write_all_at(&count.to_be_bytes(), block as u64 * 4096).unwrap();
+        };
+        for block in (0..BLOCKS).rev().chain((0..BLOCKS).rev()) {
+            write(block);
+        }
+        let at = rig.stop_server();
+        std::thread::scope(|scope| {
+            // The kernel lets nobody write while it synchronises, but while it closes.
+            let syncing = scope.spawn(|| drop(another));
+            rig.start_server(at);
+            let mut block = 0;
+            while !syncing.is_finished() {
+                block = (block + 101) % BLOCKS;
+                write(block);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        file.sync_all().unwrap();
+        let data = fs::read(rig.served().join(format!("file{round}"))).unwrap();
+        let found = |block: usize| u32::from_be_bytes(data[block * 4096..][..4].try_into().unwrap());
+        let wrong: Vec<_> = (0..BLOCKS).filter(|block| found(*block) != model[*block]).collect();
+        assert!(wrong.is_empty(), "round {round}: {wrong:?}");
+    }
+}
+
 #[test]
 fn a_mount_that_ends_leaves_the_next_one_in_its_place() {
     let Some(mut rig) = Rig::start("") else { return };
