@@ -48,18 +48,19 @@ impl FromStr for ListenAt {
     fn from_str(text: &str) -> Result<Self, String> {
         let port = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a port from 0 to 65535"));
         let host = |host: &str| Some(host.to_owned()).filter(|h| !h.is_empty());
-        if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(Self { host: Some(ip.to_string()), port: None });
+        if let Some(ip) = literal(text) {
+            return Ok(Self { host: Some(ip), port: None });
         }
         if let Some(inner) = text.strip_prefix('[') {
             let (ip, after) = inner.split_once(']').ok_or("the bracket is not closed")?;
-            let ip: Ipv6Addr = ip.parse().map_err(|_| format!("{ip:?} is not an IPv6 address"))?;
+            let ip = literal(ip).filter(|ip| ip.contains(':'));
+            let ip = ip.ok_or_else(|| format!("{text:?} has no IPv6 address in its brackets"))?;
             let port = match after.strip_prefix(':') {
                 None if after.is_empty() => None,
                 None => return Err("only :PORT may follow the bracket".to_owned()),
                 Some(text) => Some(port(text)?),
             };
-            return Ok(Self { host: Some(ip.to_string()), port });
+            return Ok(Self { host: Some(ip), port });
         }
         match text.split_once(':') {
             Some((_, rest)) if rest.contains(':') => {
@@ -72,6 +73,17 @@ impl FromStr for ListenAt {
             }
             None => Ok(Self { host: host(text), port: None }),
         }
+    }
+}
+
+/// An address that is no name: of IPv6 perhaps with the interface that it is good for, as in `fe80::1%eth0`.
+fn literal(text: &str) -> Option<String> {
+    match text.split_once('%') {
+        Some((ip, scope)) => {
+            let ip: Ipv6Addr = ip.parse().ok()?;
+            (!scope.is_empty()).then(|| format!("{ip}%{scope}"))
+        }
+        None => text.parse().ok().map(|ip: IpAddr| ip.to_string()),
     }
 }
 
@@ -96,6 +108,9 @@ mod tests {
             ("::1", Some("::1"), None),
             ("[::1]", Some("::1"), None),
             ("[::1]:7", Some("::1"), Some(7)),
+            ("fe80::1%lo", Some("fe80::1%lo"), None),
+            ("[fe80::1%lo]", Some("fe80::1%lo"), None),
+            ("[fe80::1%2]:7", Some("fe80::1%2"), Some(7)),
             ("localhost", Some("localhost"), None),
             ("localhost:7", Some("localhost"), Some(7)),
         ];
@@ -106,6 +121,19 @@ mod tests {
         for text in ["", "host:", "host:x", ":70000", "70000", "[::1", "[::1]7", "[1.2.3.4]:7", "a:b:c"] {
             assert!(text.parse::<ListenAt>().is_err(), "{text}");
         }
+        for text in ["[fe80::1%]:7", "[1.2.3.4%lo]:7", "[%lo]:7", "fe80::1%", "[lo%fe80::1]"] {
+            assert!(text.parse::<ListenAt>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_link_is_bound_with_its_interface() {
+        let at: ListenAt = "[fe80::1%lo]:7".parse().unwrap();
+        let Ok(SocketAddr::V6(bound)) = at.bind(9, Ok) else { panic!("no address of IPv6") };
+        assert_eq!((bound.ip().to_string().as_str(), bound.port()), ("fe80::1", 7));
+        assert_ne!(bound.scope_id(), 0);
+        let nowhere: ListenAt = "fe80::1%no-such-interface".parse().unwrap();
+        assert_eq!(nowhere.bind(9, Ok).err().map(|(at, _)| at).as_deref(), Some("fe80::1%no-such-interface"));
     }
 
     #[test]
