@@ -522,7 +522,8 @@ impl Drop for Mr {
 /// as long as its domain has queue pairs.
 pub(crate) struct BlockMr {
     held: Arc<Held>,
-    domain: Weak<Domain>,
+    /// Keeps the domain's address from being that of another one.
+    _domain: Weak<Domain>,
     lkey: u32,
     handle: MrHandle,
 }
@@ -564,17 +565,19 @@ impl BlockMr {
     pub(crate) fn of(domain: &Arc<Domain>, region: &Region) -> io::Result<(u32, MrHandle)> {
         let rights = Rights::Local { windows: domain.device.abilities.windows };
         region.registration(
-            |mr: &Self| std::ptr::eq(mr.domain.as_ptr(), Arc::as_ptr(domain)) && !mr.is_stale(),
+            // No other domain has it while there is a registration, which keeps the address.
+            Arc::as_ptr(domain) as usize,
             |at, len| {
-                // SAFETY: the block drops its registrations before its memory, and that deregisters what has not gone by then,
-                // whoever else holds it. They let nobody do anything by themselves: work that uses them is posted by those who own the region.
+                // SAFETY: the block drops its registrations before its memory, and that deregisters what has not gone by
+                // then, whoever else holds it. They let nobody do anything by themselves: work that uses them is posted by
+                // those who own the region.
                 let mr = unsafe { Mr::register(domain, at, len, rights) }?;
                 let (lkey, handle) = (mr.lkey, mr.handle());
                 let held = Arc::new(Held { given_up: AtomicBool::new(false), mr: Mutex::new(Some(mr)) });
                 domain.keep(&held);
-                Ok(Self { held, domain: Arc::downgrade(domain), lkey, handle })
+                Ok(Self { held, _domain: Arc::downgrade(domain), lkey, handle })
             },
-            |mr| (mr.lkey, mr.handle),
+            |mr: &Self| (mr.lkey, mr.handle),
         )
     }
 }
