@@ -4,7 +4,7 @@ use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Waker};
 
 use rpcrdma_fabric::{ConnectError, Pool, RemoteSegment, RemoteSegments, Start};
 
-use super::*;
+use super::{ending::AGAIN, *};
 use crate::{
     Config,
     connect::{Asking, establish},
