@@ -1,9 +1,9 @@
 //! The memory of write-behind.
 //!
-//! Data of programs is copied once, into a [`Chunk`], from which it is sent. A chunk can always be had, so nothing that
-//! has been read from the kernel has to be put anywhere else; who has taken one while there is too much waits until there
-//! is [room](Store::room) before the program goes on. So memory is bounded by [`HELD_MAX`] and one request of each program
-//! that writes.
+//! Data of programs is copied once, into a [`Chunk`], from which it is sent; only the first small writes of a file are copied
+//! again, when they have outgrown theirs. A chunk can always be had, so nothing that has been read from the kernel has to be
+//! put anywhere else; who has taken one while there is too much waits until there is [room](Store::room) before the program
+//! goes on. So memory is bounded by [`HELD_MAX`] and the requests that wait, of which programs that write have one each.
 
 use std::sync::{
     Arc,
@@ -61,7 +61,7 @@ impl Store {
 
     /// A chunk of at least `len` bytes with arbitrary content.
     pub(crate) fn chunk(self: &Arc<Self>, len: usize) -> Chunk {
-        let region = self.pools.take(len).unwrap_or_else(|| Region::alloc(len));
+        let region = self.pools.take_fitting(len).unwrap_or_else(|| Region::alloc(len));
         let size = region.len();
         self.held.fetch_add(size, Ordering::AcqRel);
         Chunk { region: Some(region), size, store: Arc::clone(self) }
@@ -70,6 +70,11 @@ impl Store {
     /// Whether those who write have to wait.
     pub(crate) fn is_full(&self) -> bool {
         self.held.load(Ordering::Acquire) > HELD_MAX
+    }
+
+    /// Has those who wait for room look, and have some made, again.
+    pub(crate) fn look_again(&self) {
+        self.freed.notify_waiters();
     }
 
     /// Whether somebody waits for room.

@@ -45,6 +45,7 @@ impl Shared {
             _ => AccessMask::default(),
         };
         let wanted = readable | writable;
+        let epoch = self.writer.epoch();
         let access = user.mount.access(inode.handle, wanted).await?;
         if !access.access.contains(wanted) {
             return Err(Fail(Errno::EACCES));
@@ -53,10 +54,10 @@ impl Shared {
             Some(attributes) => attributes,
             None => user.mount.getattr(inode.handle).await?,
         };
+        inode.writes.ends(&attributes, epoch);
         let cached = inode.opened(&attributes);
         if !cached.attributes {
             self.drop_attributes(&inode);
-            inode.grew(attributes.size);
         }
         Ok(self.opened(user, inode, flags, cached.data))
     }
@@ -166,22 +167,24 @@ impl Shared {
         inode: &Arc<Inode>,
         set: SetAttributes,
     ) -> Result<Shown, Fail> {
+        if set == SetAttributes::default() {
+            return self.attributes(inode).await;
+        }
         if inode.file_type == FileType::Regular {
-            // A WRITE that comes later would undo times, and may be refused under another mode or owner.
-            self.writer.flush(inode).await;
+            // A WRITE that comes later, perhaps because the server has restarted, would undo times and modes, and may be
+            // refused under another mode or owner.
+            self.writer.sync(inode).await;
             if set.size.is_some() {
                 self.writer.calm(inode).await;
             }
         }
-        if set == SetAttributes::default() {
-            return self.attributes(inode).await;
-        }
+        let edit = inode.begin_edit();
         let done = user.mount.setattr(inode.handle, set, None).await?;
         if let Some(size) = set.size {
-            inode.writes.cut(size);
-            inode.grew(0);
+            inode.writes.cut(size, done.after.as_ref());
         }
-        inode.changed(done.after.as_ref());
+        edit.answered(&done);
+        drop(edit);
         self.writer.advance();
         match done.after {
             Some(attributes) => Ok(self.show(inode, &attributes, None)),

@@ -132,6 +132,10 @@ impl Filesystem for Fs {
                 tracing::debug!(?missing, "the kernel is too old for a capability");
             }
         }
+        if self.0.options.files.max.is_zero() {
+            // Who believes no attributes does not believe in data that they may belong to either.
+            let _ = config.add_capabilities(InitFlags::FUSE_AUTO_INVAL_DATA);
+        }
         // Both are within what fuser takes; if not, the nearest that it takes will do.
         let _ = config.set_max_write(self.0.wsize.max(4096));
         let _ = config.set_max_readahead(READ_AHEAD).or_else(|most| config.set_max_readahead(most));
@@ -342,9 +346,11 @@ impl Filesystem for Fs {
         }
         let mut offset = offset;
         if flags.0 & O_APPEND != 0 {
-            let end = file.inode.append_at(offset, data.len() as u64);
+            let end = file.inode.writes.end().unwrap_or(offset);
             if end != offset {
+                // Appends to a file come one after the other.
                 offset = end;
+                file.inode.misplaced();
                 self.0.drop_data(&file.inode);
             }
         }

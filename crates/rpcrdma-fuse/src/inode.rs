@@ -2,7 +2,7 @@
 //!
 //! # Operation
 //! Every entry that is answered gives the kernel a reference to an [`Inode`], which it gives back with a FORGET; at none
-//! the object is dropped from the table. Requests name objects by their numbers (see [`crate::attr`]).
+//! the object is dropped from the table, once everything that was written to it is durable. Requests name objects by their numbers (see [`crate::attr`]).
 //!
 //! Attributes are believed for a while that grows from the minimum to the maximum as long as they do not change. Data
 //! that the kernel has cached stays good as long as size, mtime and ctime are those that belong to it: what we change
@@ -15,14 +15,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
-use rpcrdma::nfs::v3::{Attributes, FileType, Handle, WccAttr};
+use rpcrdma::nfs::v3::{Attributes, FileType, Handle, WccAttr, WccData};
 
 use crate::{attr, options::CacheTime, user::User, write::WriteBack};
 
@@ -36,8 +33,6 @@ pub(crate) struct Inode {
     pub(crate) parent: u64,
     /// Open file descriptions.
     pub(crate) opens: AtomicUsize,
-    /// The size that others have given the file and that the kernel may not know; see [`Inode::append_at`].
-    grown: AtomicU64,
     known: Mutex<Known>,
     /// Where it lives on after its name was removed while it was open.
     hidden: Mutex<Option<Hidden>>,
@@ -71,12 +66,54 @@ struct Known {
     seen: Option<WccAttr>,
     /// For an object whose data is the kernel's: what the server has said of it last.
     special: Option<Box<Attributes>>,
+    /// For a file: changes of ours that are under way, what the data belonged to before them, and the earliest state that
+    /// the server has been in before one of them. If that is another, somebody else has changed the file, too.
+    editing: usize,
+    edited: Option<WccAttr>,
+    before: Option<WccAttr>,
     /// For a directory: changes of its entries that are under way, and how often one has begun or other attributes were
     /// seen.
     changing: usize,
     events: u64,
     /// What the last change of its entries has left, and when it was answered; see [`Inode::take_left`].
     left: Option<(Attributes, Instant)>,
+}
+
+/// A change of a file that is under way.
+pub(crate) struct Edit<'a>(&'a Inode);
+
+impl Edit<'_> {
+    /// What the server says of the file before and after the change.
+    pub(crate) fn answered(&self, wcc: &WccData) {
+        let mut known = lock(&self.0.known);
+        known.changes += 1;
+        if let Some(before) = wcc.before
+            && known.before.is_none_or(|earliest| before.ctime < earliest.ctime)
+        {
+            known.before = Some(before);
+        }
+        let Some(after) = wcc.after.as_ref().map(Attributes::wcc) else {
+            known.data = None;
+            return;
+        };
+        // Replies may overtake each other; the last change has the last ctime.
+        if known.data.is_some_and(|data| data.ctime <= after.ctime) {
+            known.data = Some(after);
+        }
+        known.seen = None;
+    }
+}
+
+impl Drop for Edit<'_> {
+    fn drop(&mut self) {
+        let mut known = lock(&self.0.known);
+        known.editing -= 1;
+        // Of changes at the same time only the first is sure to say what was before all of them.
+        let foreign = known.before.is_some_and(|before| known.edited.is_some_and(|data| data != before));
+        if known.editing == 0 && foreign {
+            known.data = None;
+        }
+    }
 }
 
 /// A change of a directory's entries that is under way.
@@ -144,20 +181,15 @@ impl Inode {
         (known.belief.clamp(cache.min.min(cache.max), cache.max), foreign)
     }
 
-    /// Takes up attributes behind a change of ours.
-    pub(crate) fn changed(&self, after: Option<&Attributes>) {
+    /// To be called before a Call that changes a file.
+    pub(crate) fn begin_edit(&self) -> Edit<'_> {
         let mut known = lock(&self.known);
-        known.changes += 1;
-        let Some(after) = after else {
-            known.data = None;
-            return;
-        };
-        let wcc = after.wcc();
-        // Replies may overtake each other; the last change has the last ctime.
-        if known.data.is_some_and(|data| data.ctime <= wcc.ctime) {
-            known.data = Some(wcc);
+        if known.editing == 0 {
+            known.edited = known.data;
+            known.before = None;
         }
-        known.seen = None;
+        known.editing += 1;
+        Edit(self)
     }
 
     /// To be called before a Call that changes the entries of this directory.
@@ -189,22 +221,9 @@ impl Inode {
         Cached { data, attributes: known.seen.is_none_or(|seen| seen == wcc) }
     }
 
-    /// Others have made the file this long.
-    pub(crate) fn grew(&self, size: u64) {
-        self.grown.store(size, Ordering::Release);
-    }
-
-    /// Where `len` bytes go that the kernel wants to append at `offset`. It takes the end of the file from attributes
-    /// that it has, and does not ask for new ones; what others have appended must not be overwritten.
-    pub(crate) fn append_at(&self, offset: u64, len: u64) -> u64 {
-        let grown = self.grown.load(Ordering::Acquire);
-        if offset >= grown {
-            return offset;
-        }
-        // Appends to a file come one after the other. The kernel has a copy of the data where it thinks that it is.
+    /// What the kernel has cached is not where it thinks that it is.
+    pub(crate) fn misplaced(&self) {
         lock(&self.known).data = None;
-        self.grown.store(grown.saturating_add(len), Ordering::Release);
-        grown
     }
 
     /// Whether there is data in the kernel's cache of which nobody has said that it is not good.
@@ -240,11 +259,27 @@ pub(crate) struct Inodes {
 #[derive(Default)]
 struct Table {
     slots: HashMap<u64, Slot>,
+    /// Objects that the kernel has forgotten, and that are kept for what is still to be written to them.
+    leaving: Vec<u64>,
     /// Objects whose number is not the one that [`attr::number`] gives, because that was another's.
     elsewhere: HashMap<Handle, u64>,
 }
 
 impl Table {
+    /// Lets go of an object that the kernel has no reference to. Says whether it has to be kept for a while.
+    fn keeps(&mut self, number: u64) -> bool {
+        let Some(slot) = self.slots.get(&number).filter(|slot| slot.lookups == 0) else { return false };
+        if slot.inode.writes.is_at_work() {
+            return true;
+        }
+        let handle = slot.inode.handle;
+        self.slots.remove(&number);
+        if self.elsewhere.get(&handle) == Some(&number) {
+            self.elsewhere.remove(&handle);
+        }
+        false
+    }
+
     fn number(&self, natural: u64, handle: &Handle) -> u64 {
         // Hardly ever is there one.
         let other = if self.elsewhere.is_empty() { None } else { self.elsewhere.get(handle) };
@@ -306,11 +341,12 @@ impl Inodes {
         if slot.lookups > 0 {
             return;
         }
-        let handle = slot.inode.handle;
-        table.slots.remove(&number);
-        if table.elsewhere.get(&handle) == Some(&number) {
-            table.elsewhere.remove(&handle);
+        let mut leaving = std::mem::take(&mut table.leaving);
+        if !leaving.contains(&number) {
+            leaving.push(number);
         }
+        leaving.retain(|number| table.keeps(*number));
+        table.leaving = leaving;
     }
 }
 
@@ -321,7 +357,6 @@ fn inode(number: u64, handle: Handle, attributes: &Attributes, parent: u64) -> A
         file_type: attributes.file_type,
         parent,
         opens: AtomicUsize::new(0),
-        grown: AtomicU64::new(0),
         known: Mutex::default(),
         hidden: Mutex::new(None),
         writes: WriteBack::default(),

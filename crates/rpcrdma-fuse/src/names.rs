@@ -18,7 +18,7 @@ use fuser::Errno;
 use rpcrdma::{
     error::Error,
     nfs::v3::{
-        CreateMode, CreateVerifier, FileType, NAME_MAX, NodeKind, SetAttributes, SetTime, Status,
+        CreateMode, CreateVerifier, FileType, NAME_MAX, NodeKind, SetAttributes, SetTime, Status, WccData,
         results::CreateOk,
     },
 };
@@ -186,9 +186,11 @@ impl Shared {
         check(name)?;
         let epoch = self.writer.epoch();
         let change = dir.begin_change();
+        let edit = inode.begin_edit();
         let linked = user.mount.link(inode.handle, dir.handle, name).await?;
         change.left(linked.dir_wcc.after.as_ref());
-        inode.changed(linked.attributes.as_ref());
+        edit.answered(&WccData { before: None, after: linked.attributes });
+        drop(edit);
         self.writer.advance();
         Ok(self.show_entry(inode.handle, linked.attributes, dir.number, epoch).await?.2)
     }

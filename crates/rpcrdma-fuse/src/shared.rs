@@ -151,7 +151,7 @@ impl Shared {
                 return Ok(Shown { belief: shown.belief - age, ..shown });
             }
         }
-        let mark = inode.mark();
+        let (mark, epoch) = (inode.mark(), self.writer.epoch());
         let attributes = match self.users.owner().mount.getattr(inode.handle).await {
             // The server has forgotten it with its last name, but a program may have it open. Not to be believed for longer
             // than this, as there may be another of this name.
@@ -161,6 +161,7 @@ impl Shared {
             }
             attributes => attributes?,
         };
+        inode.writes.ends(&attributes, epoch);
         Ok(self.show(inode, &attributes, Some(mark)))
     }
 

@@ -1,17 +1,16 @@
 //! Write-behind: what programs have written, on its way to the server's disk.
 //!
 //! # Operation
-//! A write is copied, once, into the file's *tail*, which grows as long as writes continue it, and the program goes on at
-//! once.
-//! A full tail, or one that something else has to wait for, leaves as an UNSTABLE WRITE; many are under way at a time.
-//! What the server has acknowledged stays here until a COMMIT has made it durable: if the verifier of the COMMIT is not
+//! A write is copied into the file's *tail*, which grows as long as writes continue it, and the program goes on at once. A
+//! full tail, or one that something else has to wait for, leaves as an UNSTABLE WRITE; many are under way at a time. What
+//! the server has acknowledged stays here until a COMMIT has made it durable: if the verifier of the COMMIT is not
 //! that of the WRITE, the server has restarted in between, and the data is written again. A file that is closed or
 //! synchronised with nothing but a tail needs one FILE_SYNC WRITE and no COMMIT.
 //!
 //! # Order
 //! A WRITE does not leave while another one for some of its bytes is under way, because servers execute Calls in any
-//! order; until then, new data for them is kept aside. When data has to be written again, everything of the file is, one WRITE after the other in the order of the
-//! program, and new writes wait.
+//! order; until then, new data for them is kept aside. When data has to be written again, everything of the file is, one
+//! WRITE after the other in the order of the program, and nothing new leaves meanwhile.
 //!
 //! # Ownership
 //! Data is in exactly one [`Chunk`] from the moment the program's write returns until it is durable or its failure has
@@ -22,11 +21,16 @@
 //! A WRITE or COMMIT that fails for good (no space, soft mount, stale handle) is recorded; each open file learns of it
 //! once, from its next write, fsync or close. Its data is dropped.
 //!
+//! # Where the file ends
+//! For programs that append, the kernel says where it thinks that the file ends, and does not ask for that. So it is kept
+//! here: what the server has said last, unless it may be from before a write of ours, and what we have written since.
+//!
 //! # Limits
 //! Those of [`chunk`](crate::chunk): when there is too much, everything is sent and committed, and writers wait. A file with
 //! [`UNCOMMITTED_MAX`] bytes is committed on the side; every file is, every [`FLUSH_PERIOD`].
 
 use std::{
+    collections::HashSet,
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -37,7 +41,7 @@ use std::{
 
 use rpcrdma::{
     error::Error,
-    nfs::v3::{Stable, WriteVerifier},
+    nfs::v3::{Attributes, NfsTime, Stable, WriteVerifier},
 };
 use tokio::{runtime::Handle, sync::Notify};
 
@@ -72,6 +76,8 @@ struct State {
     unstable_bytes: u64,
     /// Where the last full tail ended.
     full_to: Option<u64>,
+    /// Where the file ends, and the ctime of the server's word for it.
+    end: Option<(u64, NfsTime)>,
     committing: bool,
     /// Everything is being written again; nothing may leave meanwhile.
     rewriting: bool,
@@ -138,13 +144,32 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 impl WriteBack {
     /// Whether the server has not seen everything yet.
     pub(crate) fn is_pending(&self) -> bool {
-        let state = lock(&self.state);
-        state.tail.is_some() || !state.flights.is_empty() || state.rewriting
+        lock(&self.state).is_pending()
     }
 
     /// Whether attributes that were asked for at this [`Writer::epoch`] may be from before a write of ours.
     pub(crate) fn may_have_passed(&self, epoch: u64) -> bool {
         self.is_pending() || self.answered.load(Ordering::Acquire) > epoch
+    }
+
+    /// Whether there is something that is not durable yet.
+    pub(crate) fn is_at_work(&self) -> bool {
+        lock(&self.state).is_at_work()
+    }
+
+    /// The server has just said how long the file is; it was asked at this [`Writer::epoch`].
+    pub(crate) fn ends(&self, attributes: &Attributes, epoch: u64) {
+        let mut state = lock(&self.state);
+        let may_be_old = state.is_pending() || self.answered.load(Ordering::Acquire) > epoch;
+        // Replies may overtake each other.
+        if !may_be_old && state.end.is_none_or(|(_, ctime)| ctime <= attributes.ctime) {
+            state.end = Some((attributes.size, attributes.ctime));
+        }
+    }
+
+    /// Where the file ends, if it is known better than from the kernel.
+    pub(crate) fn end(&self) -> Option<u64> {
+        lock(&self.state).end.map(|(size, _)| size)
     }
 
     /// How many failures there were. A file that is opened has not to answer for those.
@@ -158,9 +183,10 @@ impl WriteBack {
         (heard.swap(state.failures, Ordering::Relaxed) < state.failures).then_some(state.errno)
     }
 
-    /// The file was cut: what lies beyond must not be written again.
-    pub(crate) fn cut(&self, size: u64) {
+    /// The file was cut, and left like this: what lies beyond must not be written again.
+    pub(crate) fn cut(&self, size: u64, after: Option<&Attributes>) {
         let mut state = lock(&self.state);
+        state.end = after.map(|after| (size, after.ctime));
         state.unstable.retain_mut(|extent| {
             if extent.end() > size {
                 extent.len = size.saturating_sub(extent.offset) as usize;
@@ -206,6 +232,9 @@ impl Writer {
     ) -> Option<Delay> {
         let mut state = lock(&inode.writes.state);
         self.list(inode, &mut state);
+        if let Some((end, _)) = &mut state.end {
+            *end = (*end).max(offset + data.len() as u64);
+        }
         let mut done = 0;
         while done < data.len() {
             let (from, data) = (offset + done as u64, &data[done..]);
@@ -330,6 +359,7 @@ impl Writer {
             let mut front = extent.chunk.region.take().ok_or_else(lost)?;
             let rest = front.split_off(done);
             let mount = &extent.user.mount;
+            let edit = inode.begin_edit();
             let len = (extent.len - done).min(self.wsize) as u32;
             let (result, rest) =
                 mount.write(inode.handle, extent.offset + done as u64, len, rest, stable).await;
@@ -337,7 +367,7 @@ impl Writer {
             front.unsplit(rest.ok_or_else(lost)?).map_err(|_| lost())?;
             extent.chunk.region = Some(front);
             let ok = result?;
-            inode.changed(ok.wcc.after.as_ref());
+            edit.answered(&ok.wcc);
             least = least.min(ok.committed);
             extent.verifier =
                 if first { Some(ok.verifier) } else { extent.verifier.filter(|v| *v == ok.verifier) };
@@ -368,6 +398,8 @@ impl Writer {
         }
         lock(&inode.writes.state).committing = false;
         inode.writes.changed.notify_waiters();
+        // There may be more to commit.
+        self.store.look_again();
     }
 
     /// The server has forgotten what it acknowledged: writes it again, and all that came after it.
@@ -464,20 +496,19 @@ impl Writer {
 
     /// Sends and commits whatever lies around.
     fn press(self: &Arc<Self>) {
-        let mut listed = std::mem::take(&mut *lock(&self.listed));
-        listed.retain(|inode| {
+        let listed = lock(&self.listed).clone();
+        let mut done = HashSet::new();
+        for inode in &listed {
             let mut state = lock(&inode.writes.state);
-            if !state.rewriting {
-                self.seal(inode, &mut state, Stable::Unstable);
-                self.start_commit(inode, &mut state);
+            self.seal(inode, &mut state, Stable::Unstable);
+            self.start_commit(inode, &mut state);
+            if !state.is_at_work() {
+                state.listed = false;
+                done.insert(Arc::as_ptr(inode));
             }
-            state.listed = state.tail.is_some()
-                || !state.flights.is_empty()
-                || !state.unstable.is_empty()
-                || state.committing;
-            state.listed
-        });
-        lock(&self.listed).append(&mut listed);
+        }
+        // Once each: it may be in the list again already.
+        lock(&self.listed).retain(|inode| !done.remove(&Arc::as_ptr(inode)));
     }
 
     /// Makes everything durable, as far as it can be.
@@ -490,6 +521,16 @@ impl Writer {
 }
 
 impl State {
+    /// Whether the server has not seen everything yet.
+    fn is_pending(&self) -> bool {
+        self.tail.is_some() || !self.flights.is_empty() || self.rewriting
+    }
+
+    /// Whether there is something that is not durable yet.
+    fn is_at_work(&self) -> bool {
+        self.is_pending() || self.committing || !self.unstable.is_empty()
+    }
+
     /// Whether nothing may be written to these bytes now.
     fn is_busy(&self, range: &Range<u64>) -> bool {
         self.rewriting || self.flights.iter().any(|f| overlap(range, &f.range))
@@ -497,6 +538,7 @@ impl State {
 
     fn fail(&mut self, inode: &Inode, error: &Error) {
         tracing::warn!(file = %inode.handle, "written data is lost: {error}");
+        self.end = None;
         self.failures += 1;
         self.errno = errno_of(error);
     }

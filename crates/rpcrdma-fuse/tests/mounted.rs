@@ -14,6 +14,7 @@ use std::{
         fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
         process::CommandExt,
     },
+    path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -388,6 +389,113 @@ fn opening_shows_what_others_have_written() {
     drop(append);
     assert_eq!(fs::read(&here).unwrap(), b"short, not cut, and ours");
     assert_eq!(fs::read(&there).unwrap(), b"short, not cut, and ours");
+}
+
+/// A clock that is coarser than this cannot tell one change from the next.
+fn let_the_clock_go_on() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+#[test]
+fn appends_go_where_the_file_ends_for_the_server() {
+    let Some(rig) = Rig::start("") else { return };
+    let (path, served) = (rig.dir().join("log"), rig.served().join("log"));
+    let append = |path: &Path, text: &str| {
+        let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    for (path, text) in
+        [(&path, "one "), (&served, "two "), (&path, "three "), (&served, "four "), (&path, "5")]
+    {
+        append(path, text);
+    }
+    assert_eq!(fs::read_to_string(&served).unwrap(), "one two three four 5");
+    // It may have become shorter, too: before it is opened, or while it is open.
+    fs::write(&served, "x").unwrap();
+    let mut log = OpenOptions::new().append(true).open(&path).unwrap();
+    log.write_all(b" and").unwrap();
+    log.sync_all().unwrap();
+    assert_eq!(fs::read_to_string(&served).unwrap(), "x and");
+    let_the_clock_go_on();
+    fs::write(&served, "y").unwrap();
+    append(&path, " or");
+    log.write_all(b" not").unwrap();
+    log.set_len(6).unwrap();
+    log.write_all(b"!").unwrap();
+    drop(log);
+    assert_eq!(fs::read_to_string(&served).unwrap(), "y or n!");
+}
+
+#[test]
+fn data_that_others_have_changed_is_read_again_though_we_write_as_well() {
+    const LEN: usize = 8 << 20;
+    let Some(rig) = Rig::start("") else { return };
+    let (path, served) = (rig.dir().join("file"), rig.served().join("file"));
+    fs::write(&served, vec![1; 100_000]).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 0).unwrap();
+    let_the_clock_go_on();
+    OpenOptions::new().write(true).open(&served).unwrap().write_all_at(&[2], 0).unwrap();
+    let_the_clock_go_on();
+    file.write_all_at(&[3], 90_000).unwrap();
+    drop(file);
+    let data = fs::read(&path).unwrap();
+    assert_eq!((data[0], data[90_000]), (2, 3));
+    // But not what only we have written.
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    file.write_all_at(&vec![4; LEN], 0).unwrap();
+    drop(file);
+    let before = rig.calls();
+    assert!(fs::read(&path).unwrap() == vec![4; LEN]);
+    assert!(rig.calls() - before <= 2, "an ACCESS and a GETATTR, but no READ");
+}
+
+#[test]
+fn a_mount_that_believes_nothing_reads_again_what_is_open() {
+    let Some(rig) = Rig::start("noac") else { return };
+    let (path, served) = (rig.dir().join("file"), rig.served().join("file"));
+    fs::write(&path, [1; 5000]).unwrap();
+    let file = File::open(&path).unwrap();
+    let mut bytes = [0; 5000];
+    for round in 2..5 {
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let_the_clock_go_on();
+        OpenOptions::new().write(true).open(&served).unwrap().write_all_at(&[round; 5000], 0).unwrap();
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == [round; 5000], "round {round}");
+    }
+}
+
+#[test]
+fn times_that_are_set_stay_when_the_server_restarts() {
+    let Some(rig) = Rig::start("") else { return };
+    let time = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 0);
+    let path = rig.dir().join("file");
+    let file = File::create(&path).unwrap();
+    // Two WRITEs, which need a COMMIT.
+    for at in [10_000, 0] {
+        file.write_all_at(b"data", at).unwrap();
+    }
+    file.set_times(fs::FileTimes::new().set_modified(time)).unwrap();
+    rig.restart_server();
+    drop(file);
+    assert_eq!(fs::metadata(rig.served().join("file")).unwrap().modified().unwrap(), time);
+}
+
+#[test]
+fn what_is_not_written_yet_is_found_when_the_kernel_has_forgotten_the_file() {
+    let Some(rig) = Rig::start("nocto") else { return };
+    let path = rig.dir().join("file");
+    for len in 1..6 {
+        fs::write(&path, vec![1; len]).unwrap();
+        // Has the kernel drop what it knows of files that nobody uses.
+        if fs::write("/proc/sys/vm/drop_caches", "2").is_err() {
+            return eprintln!("SKIP: this needs root");
+        }
+        assert_eq!(fs::metadata(&path).unwrap().size(), len as u64);
+        assert_eq!(fs::read(&path).unwrap(), vec![1; len]);
+    }
 }
 
 #[test]

@@ -33,6 +33,12 @@ impl Pools {
         self.classes.iter().filter(|p| p.region_len() >= len).find_map(Pool::take)
     }
 
+    /// A region of the smallest class that holds `len` bytes, if one of that class is free.
+    #[must_use]
+    pub fn take_fitting(&self, len: usize) -> Option<Region> {
+        self.classes.iter().find(|p| p.region_len() >= len).and_then(Pool::take)
+    }
+
     /// Whether regions of these lengths can be had at one time, when nobody else has any.
     #[must_use]
     pub fn can_hold(&self, lengths: impl Iterator<Item = usize>) -> bool {
@@ -63,6 +69,9 @@ mod tests {
         let pools = Pools::new(1);
         assert_eq!(pools.take(1).map(|r| r.len()), Some(CLASSES[0]));
         assert_eq!(pools.take(CLASSES[0] + 1).map(|r| r.len()), Some(CLASSES[1]));
+        let small: Vec<_> = std::iter::from_fn(|| pools.take_fitting(1)).collect();
+        assert_eq!(small.len(), 4, "and none of another class");
+        drop(small);
         let all: Vec<_> = std::iter::from_fn(|| pools.take(0)).collect();
         assert_eq!(all.len(), 9, "4 small, 4 medium, 1 large");
         assert!(pools.take(MAX_TRANSFER).is_none());
