@@ -2,7 +2,8 @@
 //!
 //! # Operation
 //! Every entry that is answered gives the kernel a reference to an [`Inode`], which it gives back with a FORGET; at none
-//! the object is dropped from the table, once everything that was written to it is durable. Requests name objects by their numbers (see [`crate::attr`]).
+//! the object is dropped from the table, once everything that was written to it is durable. Requests name objects by their
+//! numbers (see [`crate::attr`]).
 //!
 //! Attributes are believed for a while that grows from the minimum to the maximum as long as they do not change. Data
 //! that the kernel has cached stays good as long as size, mtime and ctime are those that belong to it: what we change

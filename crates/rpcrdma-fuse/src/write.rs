@@ -232,9 +232,6 @@ impl Writer {
     ) -> Option<Delay> {
         let mut state = lock(&inode.writes.state);
         self.list(inode, &mut state);
-        if let Some((end, _)) = &mut state.end {
-            *end = (*end).max(offset + data.len() as u64);
-        }
         let mut done = 0;
         while done < data.len() {
             let (from, data) = (offset + done as u64, &data[done..]);
@@ -258,6 +255,7 @@ impl Writer {
                     state.tail = Some(self.extent(user, from, &data[..len], size));
                 }
             }
+            state.reaches(from + len as u64);
             self.seal_full(inode, &mut state);
             done += len;
         }
@@ -274,6 +272,7 @@ impl Writer {
                 return false;
             }
             self.list(inode, state);
+            state.reaches(range.end);
             state.tail = rest.take();
             self.seal_full(inode, state);
             true
@@ -524,6 +523,13 @@ impl State {
     /// Whether the server has not seen everything yet.
     fn is_pending(&self) -> bool {
         self.tail.is_some() || !self.flights.is_empty() || self.rewriting
+    }
+
+    /// Something is written up to here.
+    fn reaches(&mut self, to: u64) {
+        if let Some((end, _)) = &mut self.end {
+            *end = (*end).max(to);
+        }
     }
 
     /// Whether there is something that is not durable yet.
