@@ -85,7 +85,21 @@ pub(crate) fn is_dying(thread: u32) -> bool {
         return false;
     };
     // A fatal signal of any kind becomes SIGKILL of each thread.
-    u64::from_str_radix(field(&status, "SigPnd:").trim(), 16).is_ok_and(|mask| mask >> (SIGKILL - 1) & 1 == 1)
+    let killed = u64::from_str_radix(field(&status, "SigPnd:").trim(), 16)
+        .is_ok_and(|mask| mask >> (SIGKILL - 1) & 1 == 1);
+    killed
+        || std::fs::read_to_string(format!("/proc/{thread}/stat")).is_ok_and(|stat| is_ended_by_signal(&stat))
+}
+
+/// Whether a thread, by its line in `/proc`, is ending because of a signal, which is pending no more. It may be closing
+/// files. One that ends by itself is to hear what has become of them.
+fn is_ended_by_signal(stat: &str) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    const PF_SIGNALED: u64 = 0x400;
+    const BOTH: u64 = PF_EXITING | PF_SIGNALED;
+    // The second field is a name in parentheses, which may have spaces and parentheses of its own. The ninth is the flags.
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & BOTH == BOTH)
 }
 
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
@@ -102,6 +116,19 @@ mod tests {
         assert_eq!(field(status, "Groups:").trim(), "4 24 1000");
         assert_eq!(field(status, "SigPnd:").trim(), "0000000000000100");
         assert_eq!(field(status, "Nothing:"), "");
+    }
+
+    #[test]
+    fn a_thread_that_a_signal_ends_is_known_by_its_flags() {
+        let stat = |flags: u32| format!("7 (a) R (b c) D 1 7 7 34816 7 {flags} 120 0 0 0 3 1\n");
+        assert!(is_ended_by_signal(&stat(0x40_040c)));
+        // It ends by itself, has dumped core and does not end yet, does neither.
+        for flags in [0x40_000c, 0x40_0600, 0x40_0000, 0] {
+            assert!(!is_ended_by_signal(&stat(flags)), "{flags:#x}");
+        }
+        for bad in ["", "7 (a) D 1 2", "7 (a", "7 (a) D 1 7 7 34816 7 x"] {
+            assert!(!is_ended_by_signal(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -661,6 +661,42 @@ fn a_mount_that_ends_leaves_the_next_one_in_its_place() {
     assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"to the first");
 }
 
+/// Starts a program that says `ready` on its standard output when it may be killed.
+fn ready_program(command: &mut std::process::Command) -> std::process::Child {
+    use std::process::Stdio;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut word = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"ready\n");
+    child
+}
+
+/// Kills a program and says whether it has ended; waits for it long enough for it to be no question of how fast.
+fn kill(mut child: std::process::Child) -> bool {
+    child.kill().unwrap();
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        child.wait().unwrap();
+        let _ = ended.send(());
+    });
+    end.recv_timeout(Duration::from_secs(60)).is_ok()
+}
+
+#[test]
+fn a_killed_program_leaves_what_it_has_written() {
+    let Some(rig) = Rig::start("") else { return };
+    // The shell holds the file and is killed; closing it is part of its end.
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "exec 3>file; printf written >&3; echo ready; read word"]).current_dir(rig.dir());
+    let shell = ready_program(&mut shell);
+    let at = rig.stop_server();
+    let ended = kill(shell);
+    rig.start_server(at);
+    assert!(ended, "it waits for the server");
+    assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"written");
+    assert_eq!(fs::read(rig.served().join("file")).unwrap(), b"written");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, usize),
