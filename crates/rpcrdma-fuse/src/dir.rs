@@ -18,7 +18,7 @@ use rpcrdma::{
 };
 
 use crate::{
-    inode::Inode,
+    inode::{Inode, Inodes},
     serve::Fail,
     shared::{Shared, Shown},
     user::User,
@@ -82,8 +82,8 @@ impl Listing {
                     Some(Some(cookie)) => *cookie,
                     Some(None) => return Ok(None),
                 };
-                self.cookies.truncate(index);
-                self.started = true;
+                // Until the page is there: a listing can be given up at any moment.
+                self.started = false;
             }
             self.fetch(mount, dir, index).await?;
         }
@@ -98,14 +98,30 @@ impl Listing {
             }
             page => page?,
         };
+        self.cookies.truncate(index);
         if self.cookies.len() + page.entries.len() > ENTRIES_MAX {
             return Err(Error::BadReply(format!("a directory of more than {ENTRIES_MAX} entries")));
         }
         self.cookies.extend(page.entries.iter().map(|e| e.cookie));
         self.first = index;
         self.page = page.entries;
+        self.started = true;
         (self.next, self.verifier, self.eof) = (page.next, page.verifier, page.eof);
         Ok(())
+    }
+}
+
+/// References for the kernel, which are taken back if nobody answers it.
+struct Given<'a> {
+    inodes: &'a Inodes,
+    numbers: Vec<u64>,
+}
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        for number in &self.numbers {
+            self.inodes.forget(*number, 1);
+        }
     }
 }
 
@@ -128,6 +144,7 @@ impl Shared {
             *listing = Listing::default();
         }
         listing.refresh(self.writer.epoch());
+        let mut given = Given { inodes: &self.inodes, numbers: Vec::new() };
         for position in offset.. {
             let (name, shown) = match position {
                 0 => (b".".to_vec(), Shown::directory(dir.inode.number)),
@@ -141,13 +158,14 @@ impl Shared {
                     Err(e) => return Err(e),
                 },
             };
+            let referred = (plus && position >= DOTS).then_some(shown.attr.ino.0);
             if add(position + 1, &name, &shown) {
-                if plus && position >= DOTS {
-                    self.inodes.forget(shown.attr.ino.0, 1);
-                }
+                referred.into_iter().for_each(|number| self.inodes.forget(number, 1));
                 break;
             }
+            given.numbers.extend(referred);
         }
+        given.numbers.clear();
         Ok(())
     }
 

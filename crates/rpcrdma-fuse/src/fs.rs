@@ -17,7 +17,7 @@ use crate::{
     attr,
     dir::OpenDir,
     names::{CreateFile, Make},
-    serve::{Fail, Refuse, serve, unless_killed},
+    serve::{Fail, Refuse, serve, serve_whole, unless_killed},
     shared::{Shared, Shown},
     user::User,
 };
@@ -55,6 +55,25 @@ fn answer_open(reply: ReplyOpen, (number, how): (u64, FopenFlags)) {
     reply.opened(FileHandle(number), how);
 }
 
+/// A file that was made and opened, the number of the open file, and how the kernel is to handle it.
+type Created = (Shown, u64, FopenFlags);
+
+/// Nothing is to be undone.
+async fn nothing<T>(_fs: Arc<Shared>, _value: T) {}
+
+/// The kernel was not told of this object, and gives no reference back.
+async fn no_entry(fs: Arc<Shared>, shown: Shown) {
+    fs.inodes.forget(shown.attr.ino.0, 1);
+}
+
+/// The kernel was not told of this open file, and does not close it.
+async fn not_created(fs: Arc<Shared>, (shown, number, _): Created) {
+    if let Some(inode) = fs.release(number) {
+        fs.uncover(&inode).await;
+    }
+    no_entry(fs, shown).await;
+}
+
 impl Fs {
     /// Starts a task. Its end is its answer.
     fn go(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -84,9 +103,29 @@ impl Fs {
         self.start(request, reply, answer, |fs| work(fs, user));
     }
 
+    /// Starts a change that somebody asks for on their own behalf, and has it answered. It is made to its end, and what
+    /// then nobody is there to be told of is for `undo`.
+    fn start_change<R, T, W, U>(
+        &self,
+        request: &Request,
+        reply: R,
+        answer: impl FnOnce(R, T) + Send + 'static,
+        undo: fn(Arc<Shared>, T) -> U,
+        work: impl FnOnce(Arc<Shared>, Arc<User>) -> W,
+    ) where
+        R: Refuse,
+        T: Send + 'static,
+        W: Future<Output = Result<T, Fail>> + Send + 'static,
+        U: Future<Output = ()> + Send + 'static,
+    {
+        let (fs, user) = (Arc::clone(&self.0), self.0.users.of(request));
+        let work = work(Arc::clone(&fs), user);
+        self.go(serve_whole(request.pid(), reply, work, answer, move |value| undo(fs, value)));
+    }
+
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, what: Make, reply: ReplyEntry) {
         let name = name_of(name);
-        self.start_as(request, reply, answer_entry, |fs, user| async move {
+        self.start_change(request, reply, answer_entry, no_entry, |fs, user| async move {
             fs.make(&user, &*fs.inode(parent)?, &name, what).await
         });
     }
@@ -185,7 +224,7 @@ impl Filesystem for Fs {
         let mode = mode.map(|m| m & 0o7777);
         let (atime, mtime) = (attr::set_time(atime), attr::set_time(mtime));
         let set = SetAttributes { mode, uid, gid, size, atime, mtime };
-        self.start_as(request, reply, answer_attr, |fs, user| async move {
+        self.start_change(request, reply, answer_attr, nothing, |fs, user| async move {
             fs.setattr(&user, &fs.inode(number)?, set).await
         });
     }
@@ -229,14 +268,14 @@ impl Filesystem for Fs {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name_of(name);
-        self.start_as(request, reply, answer_ok, |fs, user| async move {
+        self.start_change(request, reply, answer_ok, nothing, |fs, user| async move {
             fs.unlink(&user, &fs.inode(parent)?, &name).await
         });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name_of(name);
-        self.start_as(request, reply, answer_ok, |fs, user| async move {
+        self.start_change(request, reply, answer_ok, nothing, |fs, user| async move {
             fs.rmdir(&user, &*fs.inode(parent)?, &name).await
         });
     }
@@ -256,7 +295,7 @@ impl Filesystem for Fs {
             return reply.error(Errno::EINVAL);
         }
         let (name, newname) = (name_of(name), name_of(newname));
-        self.start_as(request, reply, answer_ok, |fs, user| async move {
+        self.start_change(request, reply, answer_ok, nothing, |fs, user| async move {
             let (from, to) = (fs.inode(parent)?, fs.inode(newparent)?);
             fs.rename(&user, (&from, &name), (&to, &newname)).await
         });
@@ -271,7 +310,7 @@ impl Filesystem for Fs {
         reply: ReplyEntry,
     ) {
         let name = name_of(newname);
-        self.start_as(request, reply, answer_entry, |fs, user| async move {
+        self.start_change(request, reply, answer_entry, no_entry, |fs, user| async move {
             let (inode, dir) = (fs.inode(number)?, fs.inode(newparent)?);
             fs.link(&user, &inode, &dir, &name).await
         });
@@ -296,10 +335,10 @@ impl Filesystem for Fs {
     ) {
         let name = name_of(name);
         let how = CreateFile { mode, exclusive: flags & O_EXCL != 0, truncate: flags & O_TRUNC != 0 };
-        let answer = |reply: ReplyCreate, (shown, number, how): (Shown, u64, FopenFlags)| {
+        let answer = |reply: ReplyCreate, (shown, number, how): Created| {
             reply.created(&shown.belief, &shown.attr, GENERATION, FileHandle(number), how);
         };
-        self.start_as(request, reply, answer, |fs, user| async move {
+        self.start_change(request, reply, answer, not_created, |fs, user| async move {
             let dir = fs.inode(parent)?;
             let (inode, shown) = fs.create(&user, &dir, &name, how).await?;
             let (number, how) = fs.opened(user, inode, flags, false);

@@ -15,6 +15,7 @@ use std::{
         process::CommandExt,
     },
     path::Path,
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -300,7 +301,7 @@ fn an_open_file_that_cannot_be_linked_is_replaced() {
     old.write_all(b"old").unwrap();
     fs::write(from.join("file"), b"new").unwrap();
     let moved = || {
-        let mut somebody = std::process::Command::new("mv");
+        let mut somebody = Command::new("mv");
         somebody.args(["-f", "from/file", "d/to"]).current_dir(rig.dir()).uid(4711).gid(4711);
         somebody.status().unwrap().success()
     };
@@ -661,18 +662,8 @@ fn a_mount_that_ends_leaves_the_next_one_in_its_place() {
     assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"to the first");
 }
 
-/// Starts a program that says `ready` on its standard output when it may be killed.
-fn ready_program(command: &mut std::process::Command) -> std::process::Child {
-    use std::process::Stdio;
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut word = [0; 6];
-    child.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
-    assert_eq!(&word, b"ready\n");
-    child
-}
-
 /// Kills a program and says whether it has ended; waits for it long enough for it to be no question of how fast.
-fn kill(mut child: std::process::Child) -> bool {
+fn kill(mut child: Child) -> bool {
     child.kill().unwrap();
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -685,16 +676,80 @@ fn kill(mut child: std::process::Child) -> bool {
 #[test]
 fn a_killed_program_leaves_what_it_has_written() {
     let Some(rig) = Rig::start("") else { return };
-    // The shell holds the file and is killed; closing it is part of its end.
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", "exec 3>file; printf written >&3; echo ready; read word"]).current_dir(rig.dir());
-    let shell = ready_program(&mut shell);
+    let file = File::create(rig.dir().join("file")).unwrap();
+    // Nothing else has the file open when it writes, and nothing closes it but the end of the shell.
+    let shell = Command::new("sh")
+        .args(["-c", "read word; printf written; read word"])
+        .stdin(Stdio::piped())
+        .stdout(file)
+        .spawn()
+        .unwrap();
+    shell.stdin.as_ref().unwrap().write_all(b"go\n").unwrap();
+    let position = format!("/proc/{}/fdinfo/1", shell.id());
+    while !fs::read_to_string(&position).unwrap().contains("pos:\t7\n") {
+        std::thread::yield_now();
+    }
     let at = rig.stop_server();
     let ended = kill(shell);
     rig.start_server(at);
     assert!(ended, "it waits for the server");
     assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"written");
     assert_eq!(fs::read(rig.served().join("file")).unwrap(), b"written");
+}
+
+/// Waits until a program waits for an answer of the mount, which has taken the request.
+fn asks(rig: &Rig, child: &Child) {
+    while !fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap().contains("wait_answer") {
+        std::thread::yield_now();
+    }
+    // Requests are taken in their order, and the mount answers this one by itself.
+    drop(fs::read_dir(rig.dir()).unwrap());
+}
+
+#[test]
+fn a_change_in_which_a_program_was_killed_is_made_whole() {
+    let Some(rig) = Rig::start("actimeo=600") else { return };
+    if fs::read_to_string("/proc/self/wchan").is_err() {
+        return eprintln!("SKIP: the kernel does not say what programs wait for");
+    }
+    // The kernel lets one program at a time change a directory.
+    let [removing, making] = ["removing", "making"].map(|name| rig.dir().join(name));
+    let (old, new) = (removing.join("old"), making.join("new"));
+    for dir in [&removing, &making] {
+        fs::create_dir(dir).unwrap();
+    }
+    let open = File::create(&old).unwrap();
+    // All that the kernel wants to know before it asks for the changes.
+    assert!(fs::metadata(&new).is_err());
+    for known in [&old, &removing, &making, &rig.dir()] {
+        fs::metadata(known).unwrap();
+    }
+    let at = rig.stop_server();
+    let programs = ["exec unlink removing/old", ": >making/new"].map(|script| {
+        let child = Command::new("sh").args(["-c", script]).current_dir(rig.dir()).spawn().unwrap();
+        asks(&rig, &child);
+        child
+    });
+    let ended = programs.map(kill);
+    rig.start_server(at);
+    assert_eq!(ended, [true; 2], "they wait for the server");
+    let has = |dir: &str, wanted: &dyn Fn(&[String]) -> bool| loop {
+        let entries = fs::read_dir(rig.served().join(dir)).unwrap().map(|entry| entry.unwrap().file_name());
+        let names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+        if wanted(&names) {
+            return;
+        }
+        std::thread::yield_now();
+    };
+    has("removing", &|names| matches!(names, [hidden] if hidden.starts_with(".nfs")));
+    has("making", &|names| names == ["new"]);
+    // What was removed lives as long as it is open, and what was made is not open.
+    drop(open);
+    has("removing", &|names| names.is_empty());
+    // By a name of which the kernel does not believe yet that there is no such file.
+    fs::rename(rig.served().join("making/new"), rig.served().join("making/other")).unwrap();
+    fs::remove_file(making.join("other")).unwrap();
+    has("making", &|names| names.is_empty());
 }
 
 #[derive(Clone, Debug)]
