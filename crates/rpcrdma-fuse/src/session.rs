@@ -26,7 +26,7 @@ use rpcrdma::{
     metrics::ClientMetrics,
 };
 use rustix::{
-    fs::{Mode, OFlags, statfs},
+    fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statfs},
     io::Errno,
     mount::{MountFlags, UnmountFlags},
     process::{getgid, getuid},
@@ -121,10 +121,11 @@ impl Mounting {
             let _ = ended.send(true);
         };
         thread::Builder::new().name("fuse".to_owned()).spawn(run).map_err(MountError::Fuse)?;
+        let device = device(&on);
         let path = on.clone();
         // It asks the new file system, whose server may have gone meanwhile. As long as it does the mount is in use.
         let _ = timeout(READ_AHEAD_WAIT, tokio::task::spawn_blocking(move || read_ahead(&path))).await;
-        Ok(Mounted { on, shared, end })
+        Ok(Mounted { on, device, shared, end })
     }
 }
 
@@ -219,6 +220,8 @@ fn read_ahead(on: &Path) {
 /// A mount that exists. Dropping it does not end it.
 pub struct Mounted {
     on: PathBuf,
+    /// Of the file system; `None` if the kernel did not say.
+    device: Option<(u32, u32)>,
     shared: Arc<Shared>,
     end: watch::Receiver<bool>,
 }
@@ -238,10 +241,15 @@ impl Mounted {
 
     /// Waits until the mount has ended, and everything that was written is durable.
     pub async fn ended(&self) {
+        self.left().await;
+        self.shared.writer.sync_all().await;
+    }
+
+    /// Waits until the mount has ended for the kernel, whatever is not durable then.
+    pub async fn left(&self) {
         let mut end = self.end.clone();
         // An error is an end, too.
         let _ = end.wait_for(|ended| *ended).await;
-        self.shared.writer.sync_all().await;
     }
 
     /// Makes everything that was written so far durable. On a hard mount this takes as long as the server is away.
@@ -249,14 +257,25 @@ impl Mounted {
         self.shared.writer.sync_all().await;
     }
 
-    /// Takes the mount out of the tree. What is in use can be used until it is closed.
+    /// Takes the mount out of the tree. What is in use can be used until it is closed. Says whether it was there: if its
+    /// directory shows another file system, in its place or on top of it, nothing is done.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub async fn unmount(&self) -> io::Result<()> {
-        let on = self.on.clone();
-        tokio::task::spawn_blocking(move || unmount(&on)).await.map_err(io::Error::other)?
+    pub async fn unmount(&self) -> io::Result<bool> {
+        let (on, ours) = (self.on.clone(), self.device);
+        let unmount = move || {
+            let there = ours.is_none() || device(&on) == ours;
+            if there { unmount(&on).map(|()| true) } else { Ok(false) }
+        };
+        tokio::task::spawn_blocking(unmount).await.map_err(io::Error::other)?
     }
+}
+
+/// The device number of what is mounted on a directory, without asking its server.
+fn device(on: &Path) -> Option<(u32, u32)> {
+    let seen = rustix::fs::statx(CWD, on, AtFlags::STATX_DONT_SYNC, StatxFlags::empty()).ok()?;
+    Some((seen.stx_dev_major, seen.stx_dev_minor))
 }
 
 /// Unmounts a directory, or at least takes it out of the tree if it is in use.

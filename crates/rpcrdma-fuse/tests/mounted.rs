@@ -697,6 +697,20 @@ fn a_killed_program_leaves_what_it_has_written() {
     assert_eq!(fs::read(rig.served().join("file")).unwrap(), b"written");
 }
 
+#[test]
+fn the_kernel_lets_go_of_a_mount_whose_server_is_away() {
+    let Some(rig) = Rig::start("nocto") else { return };
+    let mut file = File::create(rig.dir().join("file")).unwrap();
+    let at = rig.stop_server();
+    file.write_all(b"text").unwrap();
+    // Without `nocto` this would wait.
+    drop(file);
+    rig.leave();
+    rig.start_server(at);
+    rig.synced();
+    assert_eq!(fs::read(rig.served().join("file")).unwrap(), b"text");
+}
+
 /// Waits until a program waits for an answer of the mount, which has taken the request.
 fn asks(rig: &Rig, child: &Child) {
     while !fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap().contains("wait_answer") {
@@ -750,6 +764,14 @@ fn a_change_in_which_a_program_was_killed_is_made_whole() {
     fs::rename(rig.served().join("making/new"), rig.served().join("making/other")).unwrap();
     fs::remove_file(making.join("other")).unwrap();
     has("making", &|names| names.is_empty());
+}
+
+#[test]
+fn only_the_mount_itself_is_unmounted() {
+    let Some(rig) = Rig::start("") else { return };
+    fs::write(rig.dir().join("file"), b"text").unwrap();
+    rig.cover_mount();
+    assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"text");
 }
 
 #[derive(Clone, Debug)]

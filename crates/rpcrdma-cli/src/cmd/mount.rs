@@ -218,13 +218,20 @@ impl Mount {
             () = mounted.ended() => return Ok(ExitCode::SUCCESS),
             () = signals.any() => {}
         }
-        tokio::select! {
-            () = mounted.sync() => {}
-            () = signals.any() => out::note("unmounting without waiting for the server"),
+        let synced = tokio::select! {
+            () = mounted.sync() => true,
+            () = signals.any() => {
+                out::note("unmounting without waiting for the server");
+                false
+            }
+        };
+        if !mounted.unmount().await.map_err(|e| Failure::of(on, e))? {
+            out::note(&format!("{on} shows another file system, which stays there"));
+            return Ok(ExitCode::SUCCESS);
         }
-        mounted.unmount().await.map_err(|e| Failure::of(on, e))?;
+        let end = async { if synced { mounted.ended().await } else { mounted.left().await } };
         tokio::select! {
-            () = mounted.ended() => Ok(ExitCode::SUCCESS),
+            () = end => Ok(ExitCode::SUCCESS),
             () = signals.any() => {
                 out::note(&format!("{on} was in use"));
                 Ok(ExitCode::from(EXIT_FAILURE))

@@ -123,12 +123,36 @@ impl Rig {
         let at = self.serving.lock().unwrap().as_ref().unwrap().at;
         let runtime = self.runtime.as_ref().unwrap();
         runtime.block_on(async {
-            self.mounted.unmount().await.unwrap();
+            assert!(self.mounted.unmount().await.unwrap());
             let next = mount(at, self.on.path(), "").await.unwrap();
             let old = std::mem::replace(&mut self.mounted, next);
             end();
             old.ended().await;
         });
+    }
+
+    /// Mounts the same on top. The mount below is not to take that away.
+    pub(crate) fn cover_mount(&self) {
+        let at = self.serving.lock().unwrap().as_ref().unwrap().at;
+        self.runtime.as_ref().unwrap().block_on(async {
+            let top = mount(at, self.on.path(), "").await.unwrap();
+            assert!(!self.mounted.unmount().await.unwrap());
+            assert!(top.unmount().await.unwrap());
+            top.ended().await;
+        });
+    }
+
+    /// Unmounts, and waits until the kernel has let go of it.
+    pub(crate) fn leave(&self) {
+        self.runtime.as_ref().unwrap().block_on(async {
+            assert!(self.mounted.unmount().await.unwrap());
+            self.mounted.left().await;
+        });
+    }
+
+    /// Waits until all that was written is durable.
+    pub(crate) fn synced(&self) {
+        self.runtime.as_ref().unwrap().block_on(self.mounted.sync());
     }
 
     /// Ends the server.
@@ -152,7 +176,7 @@ impl Drop for Rig {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
         let unmounted = runtime.block_on(self.mounted.unmount());
-        if unmounted.is_ok() && !std::thread::panicking() {
+        if matches!(unmounted, Ok(true)) && !std::thread::panicking() {
             runtime.block_on(self.mounted.ended());
         }
         runtime.shutdown_background();
