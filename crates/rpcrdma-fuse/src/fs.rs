@@ -336,7 +336,8 @@ impl Filesystem for Fs {
         let name = name_of(name);
         let how = CreateFile { mode, exclusive: flags & O_EXCL != 0, truncate: flags & O_TRUNC != 0 };
         let answer = |reply: ReplyCreate, (shown, number, how): Created| {
-            reply.created(&shown.belief, &shown.attr, GENERATION, FileHandle(number), how);
+            // One time for name and attributes.
+            reply.created(&shown.belief.min(shown.name), &shown.attr, GENERATION, FileHandle(number), how);
         };
         self.start_change(request, reply, answer, not_created, |fs, user| async move {
             let dir = fs.inode(parent)?;
@@ -537,8 +538,8 @@ impl Filesystem for Fs {
         });
     }
 
-    // NFSv3 has no extended attributes, and ACLs only in a protocol of their own. The kernel remembers that there is
-    // nothing, does not ask again, and tells programs EOPNOTSUPP, as it does of an NFSv3 mount of its own.
+    // NFSv3 has no extended attributes, and ACLs only in a protocol of their own. The kernel remembers that none can be read
+    // or set, does not ask again, and tells programs EOPNOTSUPP, as it does of an NFSv3 mount of its own.
 
     fn setxattr(
         &self,
@@ -557,8 +558,9 @@ impl Filesystem for Fs {
         reply.error(Errno::ENOSYS);
     }
 
-    fn listxattr(&self, _request: &Request, _number: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _request: &Request, _number: INodeNo, size: u32, reply: ReplyXattr) {
+        // To have none is no error, of which tar(1) and the like would tell for each file.
+        if size == 0 { reply.size(0) } else { reply.data(&[]) }
     }
 
     fn removexattr(&self, _request: &Request, _number: INodeNo, _name: &OsStr, reply: ReplyEmpty) {

@@ -43,7 +43,7 @@ mod write;
 
 use rpcrdma::{client::CallError, error::Error};
 
-pub use options::{CacheTime, MountOptions, OptionError, Proto};
+pub use options::{CacheTime, MountOptions, NameCache, OptionError, Proto};
 pub use session::{MountError, Mounted, Mounting, clear_dead_mount, unmount};
 
 /// What a program is told of an error: what the kernel's client tells.

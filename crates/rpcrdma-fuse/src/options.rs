@@ -26,6 +26,18 @@ pub enum Proto {
     Tcp,
 }
 
+/// Which names are believed, within the times of directories.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NameCache {
+    /// Those that exist, and that others do not.
+    #[default]
+    All,
+    /// Those that exist.
+    Positive,
+    /// None: the server is asked each time.
+    None,
+}
+
 /// Mount options. [`MountOptions::default`] is what nfs(5) has for defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
@@ -53,6 +65,8 @@ pub struct MountOptions {
     pub files: CacheTime,
     /// Attributes of directories.
     pub dirs: CacheTime,
+    /// Which names are believed.
+    pub names: NameCache,
     /// Whether opening a file asks the server what has changed, and closing one waits for what was written.
     pub close_to_open: bool,
     /// Whether every write waits for the server's disk.
@@ -83,6 +97,7 @@ impl Default for MountOptions {
             proto: Proto::Rdma,
             files: CacheTime { min: seconds(3), max: seconds(60) },
             dirs: CacheTime { min: seconds(30), max: seconds(60) },
+            names: NameCache::All,
             close_to_open: true,
             sync: false,
             allow_other: false,
@@ -116,9 +131,25 @@ impl MountOptions {
     /// # Errors
     /// Names the first option that is unknown, has no or a wrong value, or cannot be had here.
     pub fn apply(&mut self, list: &str) -> Result<(), OptionError> {
-        list.split(',').map(str::trim).filter(|o| !o.is_empty()).try_for_each(|option| {
-            self.apply_one(option).map_err(|why| OptionError { option: option.to_owned(), why })
-        })
+        self.apply_known(list)?.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Takes up what a list says, but for unknown options, which it returns: as mount(8) has it for `--sloppy`.
+    ///
+    /// # Errors
+    /// Names the first option that has no or a wrong value, or cannot be had here.
+    pub fn apply_known(&mut self, list: &str) -> Result<Vec<OptionError>, OptionError> {
+        let mut unknown = Vec::new();
+        for option in list.split(',').map(str::trim).filter(|o| !o.is_empty()) {
+            if let Err(why) = self.apply_one(option) {
+                let error = OptionError { option: option.to_owned(), why };
+                if why != UNKNOWN {
+                    return Err(error);
+                }
+                unknown.push(error);
+            }
+        }
+        Ok(unknown)
     }
 
     fn apply_one(&mut self, option: &str) -> Result<(), &'static str> {
@@ -163,12 +194,15 @@ impl MountOptions {
             "lock" => return Err("locks are local here: say nolock"),
             "bg" => return Err("mounting does not go on in the background when it fails"),
             // What is so anyway, and what mount(8) means for itself.
-            "nolock" | "noacl" | "fg" | "intr" | "nointr" | "noatime" | "nodiratime" | "relatime"
-            | "atime" | "auto" | "noauto" | "user" | "users" | "nouser" | "owner" | "group" | "nofail"
-            | "_netdev" | "rdirplus" | "nordirplus" | "resvport" | "noresvport" => {}
+            "nolock" | "acl" | "noacl" | "fsc" | "nofsc" | "sharecache" | "nosharecache" | "strictatime"
+            | "nostrictatime" | "lazytime" | "nolazytime" | "norelatime" | "fg" | "intr" | "nointr"
+            | "noatime" | "nodiratime" | "relatime" | "atime" | "auto" | "noauto" | "user" | "users"
+            | "nouser" | "owner" | "group" | "nofail" | "_netdev" | "rdirplus" | "nordirplus"
+            | "resvport" | "noresvport" => {}
             _ if name.starts_with("x-") || name.starts_with("X-") => {}
             "timeo" | "retrans" | "rsize" | "wsize" | "nconnect" | "port" | "mountport" | "proto"
-            | "vers" | "nfsvers" | "actimeo" | "acregmin" | "acregmax" | "acdirmin" | "acdirmax" => {
+            | "vers" | "nfsvers" | "actimeo" | "acregmin" | "acregmax" | "acdirmin" | "acdirmax"
+            | "lookupcache" | "retry" => {
                 return Err("a value has to follow it");
             }
             _ => return Err(UNKNOWN),
@@ -226,6 +260,18 @@ impl MountOptions {
                     return Err("this value cannot be had");
                 }
             }
+            "lookupcache" => {
+                self.names = match value {
+                    "all" => NameCache::All,
+                    "pos" | "positive" => NameCache::Positive,
+                    "none" => NameCache::None,
+                    _ => return Err("all, positive and none are what there is"),
+                }
+            }
+            // How many minutes to try to mount, which is done once.
+            "retry" => {
+                number()?;
+            }
             "actimeo" => self.attribute_cache(seconds()?),
             "acregmin" => self.files.min = seconds()?,
             "acregmax" => self.files.max = seconds()?,
@@ -282,6 +328,15 @@ mod tests {
     fn what_is_meant_for_others_is_let_pass() {
         let fstab = "rw,_netdev,nofail,noauto,x-systemd.automount,x-a=b,vers=3,nolock,mountproto=tcp";
         assert_eq!(parse(fstab).unwrap(), MountOptions::default());
+        let nfs = "retry=2,acl,fsc,sharecache,nosharecache,strictatime,lazytime,lookupcache=all";
+        assert_eq!(parse(nfs).unwrap(), MountOptions::default());
+        assert_eq!(parse("lookupcache=pos").unwrap().names, NameCache::Positive);
+        let mut options = MountOptions::default();
+        let unknown = options.apply_known("frob,ro,x=y").unwrap();
+        assert!(options.read_only);
+        let named: Vec<_> = unknown.iter().map(|e| e.option.as_str()).collect();
+        assert_eq!(named, ["frob", "x=y"]);
+        options.apply_known("frob,vers=4").unwrap_err();
     }
 
     #[test]
@@ -295,6 +350,8 @@ mod tests {
             ("nconnect=65", "nconnect=65"),
             ("lock", "lock"),
             ("sec=krb5", "sec=krb5"),
+            ("lookupcache=some", "lookupcache=some"),
+            ("retry=soon", "retry=soon"),
         ] {
             let error = parse(list).unwrap_err().to_string();
             assert!(error.contains(&format!("{named:?}")), "{error}");

@@ -18,7 +18,7 @@ use crate::{
     hidden::HiddenFiles,
     inode::{Inode, Inodes},
     open::{Numbered, OpenFile},
-    options::{CacheTime, MountOptions},
+    options::{CacheTime, MountOptions, NameCache},
     serve::Fail,
     user::Users,
     write::Writer,
@@ -94,12 +94,15 @@ impl Shared {
 
     /// How long a name is believed to exist.
     pub(crate) fn name_time(&self) -> Duration {
-        self.options.dirs.min
+        if self.options.names == NameCache::None { Duration::ZERO } else { self.options.dirs.min }
     }
 
     /// How long a name is believed not to exist.
     pub(crate) fn no_name_time(&self) -> Duration {
-        self.options.dirs.min.min(self.options.files.min)
+        match self.options.names {
+            NameCache::All => self.options.dirs.min.min(self.options.files.min),
+            NameCache::Positive | NameCache::None => Duration::ZERO,
+        }
     }
 
     /// Shows an object with attributes from the server. `mark` is [`Inode::mark`] from before the Call.

@@ -774,6 +774,37 @@ fn only_the_mount_itself_is_unmounted() {
     assert_eq!(fs::read(rig.dir().join("file")).unwrap(), b"text");
 }
 
+#[test]
+fn a_file_has_no_extended_attributes() {
+    let Some(rig) = Rig::start("") else { return };
+    let path = rig.dir().join("file");
+    fs::write(&path, b"").unwrap();
+    assert_eq!(rustix::fs::listxattr(&path, &mut [0u8; 0]), Ok(0));
+    assert_eq!(rustix::fs::listxattr(&path, &mut [0u8; 100]), Ok(0));
+    let read = rustix::fs::getxattr(&path, "user.name", &mut [0u8; 100]);
+    assert_eq!(read, Err(rustix::io::Errno::OPNOTSUPP));
+}
+
+#[test]
+fn names_are_believed_as_far_as_asked_for() {
+    for (options, present, absent) in [
+        ("actimeo=600", false, false),
+        ("actimeo=600,lookupcache=positive", false, true),
+        ("actimeo=600,lookupcache=none", true, true),
+    ] {
+        let Some(rig) = Rig::start(options) else { return };
+        let [file, none] = ["file", "none"].map(|name| rig.dir().join(name));
+        fs::write(&file, b"").unwrap();
+        let asks = |name: &Path| {
+            let _ = fs::metadata(name);
+            let calls = rig.calls();
+            let _ = fs::metadata(name);
+            rig.calls() > calls
+        };
+        assert_eq!((asks(&file), asks(&none)), (present, absent), "{options}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, usize),
