@@ -49,6 +49,7 @@ Mount options (-o), by the names of nfs(5), with their defaults:
   actimeo=N, noac    all four; none, and writes wait for the disk
   nocto              do not ask the server at each open, do not wait at each close
   sync               every write waits for the disk
+  lookupcache=all|positive|none   which names are believed (all): not that there is none, or none at all
   allow_other, suid, dev, noexec
 
 Examples:
@@ -59,15 +60,23 @@ Examples:
 pub(crate) struct Mount {
     /// What to mount: nfs://HOST[:PORT]/PATH, or HOST:/PATH
     #[arg(value_name = "URL", value_parser = parse_source)]
-    source: Target,
+    source: Source,
 
     /// Where; an existing directory
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 
     /// Mount options, with commas between them; may be repeated
-    #[arg(short, value_name = "OPTIONS", value_parser = parse_options)]
+    #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
+
+    /// Let mount options pass that are not known, with a warning
+    #[arg(short, long)]
+    sloppy: bool,
+
+    /// Check the arguments, and mount nothing
+    #[arg(short, long)]
+    fake: bool,
 
     /// Let other users in, each acting as themselves; without it only who mounts may use it
     #[arg(long)]
@@ -86,8 +95,19 @@ const BACKGROUND: &str = "RPCRDMA_MOUNT_BACKGROUND";
 /// What it says when it is mounted.
 const MOUNTED: u8 = b'+';
 
-fn parse_source(text: &str) -> Result<Target, String> {
-    let parse = |url: &str| url.parse::<Target>().map_err(|e| e.to_string());
+/// What to mount.
+#[derive(Clone, Debug)]
+struct Source {
+    /// As it was said, which is how mount(8) knows again what is mounted already.
+    given: String,
+    target: Target,
+}
+
+fn parse_source(text: &str) -> Result<Source, String> {
+    let parse = |url: &str| {
+        let target = url.parse::<Target>().map_err(|e| e.to_string())?;
+        Ok(Source { given: text.to_owned(), target })
+    };
     if text.starts_with("nfs://") {
         return parse(text);
     }
@@ -97,10 +117,6 @@ fn parse_source(text: &str) -> Result<Target, String> {
         .ok_or_else(|| "it is nfs://HOST[:PORT]/PATH or HOST:/PATH".to_owned())?;
     let path: String = path.bytes().map(|b| format!("%{b:02x}")).collect();
     parse(&format!("nfs://{host}/{path}"))
-}
-
-fn parse_options(text: &str) -> Result<String, String> {
-    MountOptions::default().apply(text).map(|()| text.to_owned()).map_err(|e| e.to_string())
 }
 
 /// The arguments of a call as a helper of mount(8), as arguments of `rpcrdma mount`; all others as they are.
@@ -118,7 +134,11 @@ pub(crate) fn as_helper(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
             b"-o" => out.extend([arg, args.next().unwrap_or_default()]),
             // A type and a namespace, which mount(8) has entered already.
             b"-t" | b"-N" => drop(args.next()),
-            b"-s" | b"-n" | b"-f" | b"-sn" | b"-fn" => {}
+            // Sloppy and fake are ours, too. Nobody writes /etc/mtab any more.
+            [b'-', flags @ ..] if !flags.is_empty() && flags.iter().all(|b| b"sfn".contains(b)) => {
+                let ours = flags.iter().filter(|b| **b != b'n');
+                out.extend(ours.map(|b| OsString::from(format!("-{}", char::from(*b)))));
+            }
             _ => out.push(arg),
         }
     }
@@ -127,6 +147,9 @@ pub(crate) fn as_helper(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 
 impl Mount {
     pub(super) fn run(self) -> Outcome {
+        if self.fake {
+            return self.mount_options().map(|_| ExitCode::SUCCESS);
+        }
         if self.background && std::env::var_os(BACKGROUND).is_none() {
             return start_in_background();
         }
@@ -146,7 +169,12 @@ impl Mount {
         options.timeo = Duration::from_millis(u64::from(self.client.timeo) * 100);
         options.retrans = self.client.retrans.unwrap_or(options.retrans);
         for list in &self.options {
-            options.apply(list).map_err(|e| Failure::usage(e.to_string()))?;
+            for unknown in options.apply_known(list).map_err(|e| Failure::usage(e.to_string()))? {
+                if !self.sloppy {
+                    return Err(Failure::usage(unknown.to_string()));
+                }
+                out::note(&format!("{unknown}; ignored"));
+            }
         }
         options.allow_other |= self.allow_other;
         Ok(options)
@@ -154,7 +182,7 @@ impl Mount {
 
     async fn mount(&self) -> Result<Mounted, Failure> {
         let options = self.mount_options()?;
-        let mut target = self.source.clone();
+        let mut target = self.source.target.clone();
         if options.port.is_some() {
             target.port = options.port;
             target.also.iter_mut().for_each(|(_, port)| *port = options.port);
@@ -178,7 +206,7 @@ impl Mount {
         let fail = |e| Failure::of(&target, e);
         let mount = client::Mount::new(&transport, &target, config).await.map_err(fail)?;
         let one_identity = self.client.uid.is_some() || self.client.gid.is_some();
-        let mounting = Mounting { mount, identity, one_identity, options, source: target.to_string() };
+        let mounting = Mounting { mount, identity, one_identity, options, source: self.source.given.clone() };
         mounting.mount(&self.dir).await.map_err(|e| match e {
             MountError::Place(path, e) => Failure::of(path.display(), e),
             e => Failure::of(&target, e.to_string()),
@@ -195,7 +223,7 @@ impl Mount {
         let on = mounted.on().display().to_string();
         let metrics = Arc::clone(mounted.metrics());
         let first = metrics.connects.get();
-        let done = Self::keep(&mounted, &on, signals, &self.source).await;
+        let done = Self::keep(&mounted, &on, signals, &self.source.target).await;
         let reconnects = metrics.connects.get().saturating_sub(first);
         out::note(&format!(
             "{}, {}, {} sent again",
@@ -310,8 +338,18 @@ mod tests {
     #[test]
     fn the_arguments_of_mount_are_understood() {
         assert_eq!(
-            helper(&["/sbin/mount.rpcrdma", "nfs://h/x", "/mnt", "-sn", "-o", "rw,soft", "-t", "rpcrdma"]),
-            ["/sbin/mount.rpcrdma", "mount", "--background", "nfs://h/x", "/mnt", "-o", "rw,soft"]
+            helper(&["/sbin/mount.rpcrdma", "nfs://h/x", "/mnt", "-sfn", "-o", "rw,soft", "-t", "rpcrdma"]),
+            [
+                "/sbin/mount.rpcrdma",
+                "mount",
+                "--background",
+                "nfs://h/x",
+                "/mnt",
+                "-s",
+                "-f",
+                "-o",
+                "rw,soft"
+            ]
         );
         assert_eq!(helper(&["rpcrdma", "ls", "-t"]), ["rpcrdma", "ls", "-t"]);
         assert_eq!(helper(&[]), [""; 0]);
@@ -325,7 +363,8 @@ mod tests {
             ("[::1]:/x", "nfs://[::1]/x"),
             ("h:/", "nfs://h/"),
         ] {
-            assert_eq!(parse_source(text).unwrap().to_string(), url);
+            let source = parse_source(text).unwrap();
+            assert_eq!((source.target.to_string().as_str(), source.given.as_str()), (url, text));
         }
         for bad in ["/x", "h", "h:x", ":/x", ""] {
             assert!(parse_source(bad).is_err(), "{bad}");

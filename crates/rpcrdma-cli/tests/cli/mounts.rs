@@ -138,6 +138,14 @@ fn what_cannot_be_mounted_is_explained() {
     let on = on.path().to_str().unwrap();
     let url = serving.url("");
     assert!(fails(2, ["mount", "-o", "vers=4.2", &url, on]).contains("vers=4.2"));
+    assert!(fails(2, ["mount", "-f", "-o", "frob", &url, on]).contains("frob"));
+    // Nothing is mounted, and nobody asked.
+    let fake = program()
+        .args(["mount", "-b", "-sf", "-o", "frob", "nfs://127.0.0.1:1/x", "/no/such/place"])
+        .output();
+    let fake = fake.unwrap();
+    assert!(fake.status.success());
+    assert!(String::from_utf8_lossy(&fake.stderr).contains("frob"));
     assert!(fails(2, ["mount", "server", on]).contains("HOST:/PATH"));
     assert!(fails(1, ["mount", &serving.url("/nothing"), on]).contains("nothing"));
     if can_mount() {
