@@ -90,6 +90,27 @@ fn it_ends_when_somebody_unmounts() {
     assert!(mount.child.wait().unwrap().success());
 }
 
+/// By this mount(8) knows that there is nothing left to do for a line of /etc/fstab.
+#[test]
+fn the_list_of_mounts_has_the_source_as_it_was_given() {
+    if !can_mount() {
+        return;
+    }
+    let serving = Serving::unsquashed();
+    let url = serving.url("");
+    let (at, path) = url.strip_prefix("nfs://").and_then(|rest| rest.split_once('/')).unwrap();
+    let (host, port) = at.rsplit_once(':').unwrap();
+    let given = format!("{host}:/{path}");
+    let on = tempfile::tempdir().unwrap();
+    let mut mount = program();
+    mount.args(["mount", "-b", "-o", &format!("port={port}"), &given]).arg(on.path());
+    assert!(mount.status().unwrap().success());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(Command::new("umount").arg(on.path()).status().unwrap().success());
+    let ours = mounts.lines().find(|line| line.split(' ').nth(1) == on.path().to_str());
+    assert_eq!(ours.and_then(|line| line.split(' ').next()), Some(given.as_str()));
+}
+
 #[test]
 fn a_dead_mount_is_taken_away_by_the_next_one() {
     if !can_mount() {
