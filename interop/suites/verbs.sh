@@ -70,7 +70,7 @@ verbs_suite() { # DEVICE PATTERN of tests that cannot try all they are for
     local program=${RPCRDMA_PROVIDER_SUITE:-} device=$1 less=$2 module all windows late
     if [[ ! $program ]]; then
         program=$(find "${CARGO_TARGET_DIR:-$root/target}" -path '*/deps/provider_suite-*' -type f -executable -printf '%T@ %p\n' \
-            2>/dev/null | sort -rn | head -1 | cut -d' ' -f2-)
+            2>/dev/null | sort -rn | head -1 | cut -d' ' -f2- || true)
     fi
     [[ $program ]] || skip "the provider suite is not built: cargo test -p rpcrdma-tests --test provider_suite --no-run"
     cp "$program" "$scratch/provider_suite"
@@ -219,10 +219,13 @@ verbs_commands() { # DEVICE TRANSPORT PROTECTION
     says 'auto takes software iWARP' 'software iWARP: .*no RDMA device leads to 127.0.0.1' "$scratch/auto.log"
 
     # Nothing arrives any more: who connects gives up in time, though siw's system call waits for TCP, and one thread has to do.
-    inside -t 150 "/usr/bin/tc qdisc add dev lo root netem loss 100%
-        TOKIO_WORKER_THREADS=1 timeout 100 rpcrdma ping -c 1 --provider verbs --timeout 5 nfs://$guest_address 2>&1; echo status \$?
-        /usr/bin/tc qdisc del dev lo root" >"$scratch/silent.log"
-    says 'a silent network is given up' '^status 1$' "$scratch/silent.log"
+    # What rxe sends to itself does not pass an interface.
+    if [[ $device = siw ]]; then
+        inside -t 150 "/usr/bin/tc qdisc add dev lo root netem loss 100%
+            TOKIO_WORKER_THREADS=1 timeout 100 rpcrdma ping -c 1 --provider verbs --timeout 5 nfs://$guest_address 2>&1; echo status \$?
+            /usr/bin/tc qdisc del dev lo root" >"$scratch/silent.log"
+        says 'a silent network is given up' '^status 1$' "$scratch/silent.log"
+    fi
 
     # Somebody else than root: the server acts as him, and connections can be made afterwards, too.
     inside -t 200 "chmod 666 /dev/infiniband/*; cp -r /given/tree /tmp/his; chown -R 65534:65534 /tmp/his
