@@ -139,7 +139,7 @@ scenario verbs-nfsd-siw none 'our client with verbs on nfsd over iWARP (siw): a 
 verbs_nfsd_siw() { verbs_nfsd siw; }
 scenario verbs-cuts-rxe none 'the same over RoCE v2 (rxe), and a mount (FUSE) on which 4 processes make, write, rename, link, remove, all exactly once; our client cuts its connections' quick
 verbs_cuts_rxe() { verbs_nfsd rxe --inject disconnect=1/100,seed=5; }
-scenario verbs-cuts-siw none 'the same over iWARP (siw)'
+scenario verbs-cuts-siw none 'the same over iWARP (siw)' quick
 verbs_cuts_siw() { verbs_nfsd siw --inject disconnect=1/100,seed=6; }
 
 # --- Linux mounts our server, both in the guest -------------------------------------------------------------------------
@@ -174,13 +174,13 @@ verbs_mount() { # DEVICE [OPTION of our server...]
     fi
     end_verbs
 }
-scenario verbs-mount-rxe none 'Linux mounts our server with verbs over RoCE v2 (rxe): the POSIX workload, 16 MiB each way, a caller other than root'
+scenario verbs-mount-rxe none 'Linux mounts our server with verbs over RoCE v2 (rxe): the POSIX workload, 16 MiB each way, a caller other than root' quick
 verbs_mount_rxe() { verbs_mount rxe; }
 scenario verbs-mount-siw none 'Linux mounts our server with verbs over iWARP (siw): the POSIX workload, 16 MiB each way, a caller other than root' quick
 verbs_mount_siw() { verbs_mount siw; }
-scenario verbs-mount-cuts-rxe none 'the same over RoCE v2 (rxe), and 4 processes make, write, rename, link, remove, all exactly once; our server cuts its connections'
+scenario verbs-mount-cuts-rxe none 'the same over RoCE v2 (rxe), and 4 processes make, write, rename, link, remove, all exactly once; our server cuts its connections' quick
 verbs_mount_cuts_rxe() { verbs_mount rxe --inject disconnect=1/200,seed=7; }
-scenario verbs-mount-cuts-siw none 'the same over iWARP (siw)'
+scenario verbs-mount-cuts-siw none 'the same over iWARP (siw)' quick
 verbs_mount_cuts_siw() { verbs_mount siw --inject disconnect=1/200,seed=7; }
 
 # --- The commands, and what they say -------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ verbs_commands() { # DEVICE TRANSPORT PROTECTION
 }
 scenario verbs-commands-rxe none 'devices, ping, cp, mount (FUSE), demo, bench over RoCE v2 (rxe); IPv4, IPv6, as root and not, what auto takes, what is said if something is missing'
 verbs_commands_rxe() { verbs_commands rxe RoCE 'memory windows'; }
-scenario verbs-commands-siw none 'the same over iWARP (siw)'
+scenario verbs-commands-siw none 'the same over iWARP (siw)' quick
 verbs_commands_siw() { verbs_commands siw iWARP 'registration per call'; }
 
 # The kernel waits until nobody has the device open any more, and librdmacm keeps the last one open (docs/verbs.md). So both
@@ -280,7 +280,7 @@ verbs_removal() { # DEVICE
     verbs_serve_stop
     end_verbs
 }
-scenario verbs-removal-rxe none 'a device of RoCE v2 (rxe) is removed under our client and server, which lose the connection and wait for another'
+scenario verbs-removal-rxe none 'a device of RoCE v2 (rxe) is removed under our client and server, which lose the connection and wait for another' quick
 verbs_removal_rxe() { verbs_removal rxe; }
 scenario verbs-removal-siw none 'the same with a device of iWARP (siw)'
 verbs_removal_siw() { verbs_removal siw; }
