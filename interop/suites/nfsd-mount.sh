@@ -96,7 +96,7 @@ nfsd_mount_cuts_sockets() {
 scenario nfsd-mount-power none 'our mount of nfsd on a disk: the power goes five times under 3 processes that synchronise; nothing acknowledged is lost'
 nfsd_mount_power() {
     local peer=power options=(--nfsd --disk "$scratch/disk")
-    truncate -s 256M "$scratch/disk"
+    truncate -s 2G "$scratch/disk"
     boot_own "${options[@]}"
     cat >"$scratch/restart" <<END
 #!/usr/bin/env bash
