@@ -174,9 +174,6 @@ impl Shared {
             // A WRITE that comes later, perhaps because the server has restarted, would undo times and modes, and may be
             // refused under another mode or owner.
             self.writer.sync(inode).await;
-            if set.size.is_some() {
-                self.writer.calm(inode).await;
-            }
         }
         let edit = inode.begin_edit();
         let done = user.mount.setattr(inode.handle, set, None).await?;

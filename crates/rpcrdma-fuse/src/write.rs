@@ -451,11 +451,6 @@ impl Writer {
         .await;
     }
 
-    /// Waits until no COMMIT is under way.
-    pub(crate) async fn calm(self: &Arc<Self>, inode: &Arc<Inode>) {
-        self.until(inode, |state| !state.committing).await;
-    }
-
     /// Waits until everything that was written so far is durable, or its failure recorded.
     pub(crate) async fn sync(self: &Arc<Self>, inode: &Arc<Inode>) {
         let mut bound = None;
