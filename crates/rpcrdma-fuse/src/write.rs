@@ -63,14 +63,14 @@ pub(crate) struct WriteBack {
     state: Mutex<State>,
     /// Something has left or come back.
     changed: Notify,
-    /// [`Writer::epoch`] when a WRITE was answered last.
-    answered: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
     tail: Option<Extent>,
     flights: Vec<Flight>,
+    /// [`Writer::epoch`] when a WRITE was answered last.
+    answered: u64,
     /// Acknowledged, not durable.
     unstable: Vec<Extent>,
     unstable_bytes: u64,
@@ -149,7 +149,7 @@ impl WriteBack {
 
     /// Whether attributes that were asked for at this [`Writer::epoch`] may be from before a write of ours.
     pub(crate) fn may_have_passed(&self, epoch: u64) -> bool {
-        self.is_pending() || self.answered.load(Ordering::Acquire) > epoch
+        lock(&self.state).may_have_passed(epoch)
     }
 
     /// Whether there is something that is not durable yet.
@@ -160,9 +160,8 @@ impl WriteBack {
     /// The server has just said how long the file is; it was asked at this [`Writer::epoch`].
     pub(crate) fn ends(&self, attributes: &Attributes, epoch: u64) {
         let mut state = lock(&self.state);
-        let may_be_old = state.is_pending() || self.answered.load(Ordering::Acquire) > epoch;
         // Replies may overtake each other.
-        if !may_be_old && state.end.is_none_or(|(_, ctime)| ctime <= attributes.ctime) {
+        if !state.may_have_passed(epoch) && state.end.is_none_or(|(_, ctime)| ctime <= attributes.ctime) {
             state.end = Some((attributes.size, attributes.ctime));
         }
     }
@@ -330,8 +329,8 @@ impl Writer {
     async fn carry(self: Arc<Self>, inode: Arc<Inode>, mut extent: Extent, stable: Stable) {
         let done = self.transmit(&inode, &mut extent, stable).await;
         let epoch = self.advance();
-        inode.writes.answered.fetch_max(epoch, Ordering::AcqRel);
         let mut state = lock(&inode.writes.state);
+        state.answered = state.answered.max(epoch);
         state.flights.retain(|f| f.seq != extent.seq);
         match done {
             Ok(Stable::FileSync) => {}
@@ -518,6 +517,11 @@ impl State {
     /// Whether the server has not seen everything yet.
     fn is_pending(&self) -> bool {
         self.tail.is_some() || !self.flights.is_empty() || self.rewriting
+    }
+
+    /// See [`WriteBack::may_have_passed`].
+    fn may_have_passed(&self, epoch: u64) -> bool {
+        self.is_pending() || self.answered > epoch
     }
 
     /// Something is written up to here.
