@@ -632,9 +632,7 @@ impl Window {
         // SAFETY: the window is valid and owned; drivers read this field only when work with the window is posted.
         unsafe { self.raw.as_mut() }.rkey = tag;
     }
-}
 
-impl Window {
     /// Gives the window back to the device, which closes it.
     ///
     /// # Errors
