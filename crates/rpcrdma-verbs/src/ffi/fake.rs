@@ -350,22 +350,28 @@ pub(crate) fn lib() -> &'static Lib {
 // The functions themselves. SAFETY, for all of them: they are called with what they have handed out and not taken back, and
 // with places to write to, as those of the libraries are.
 
+// SAFETY: as said for all of them.
 unsafe extern "C" fn get_device_list(_: *mut c_int) -> *mut *mut verbs::Device {
     set_errno(libc::ENOSYS);
     ptr::null_mut()
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn free_device_list(_: *mut *mut verbs::Device) {}
+// SAFETY: as said for all of them.
 unsafe extern "C" fn open_device(_: *mut verbs::Device) -> *mut verbs::Context {
     ptr::null_mut()
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn close_device(_: *mut verbs::Context) -> c_int {
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn query_device(context: *mut verbs::Context, attr: *mut verbs::DeviceAttr) -> c_int {
     // SAFETY: see above.
     unsafe { ptr::copy_nonoverlapping(&device(context).attr, attr, 1) };
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn query_port(_: *mut verbs::Context, _: u8, attr: *mut verbs::PortAttr) -> c_int {
     // SAFETY: see above.
     let attr = unsafe { &mut *attr };
@@ -373,11 +379,13 @@ unsafe extern "C" fn query_port(_: *mut verbs::Context, _: u8, attr: *mut verbs:
     0
 }
 
+// SAFETY: as said for all of them.
 unsafe extern "C" fn alloc_pd(context: *mut verbs::Context) -> *mut verbs::Pd {
     // SAFETY: see above.
     unsafe { device(context) }.state().domains += 1;
     Box::into_raw(Box::new(verbs::Pd { context, handle: 0 }))
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn dealloc_pd(pd: *mut verbs::Pd) -> c_int {
     // SAFETY: see above.
     unsafe { device((*pd).context) }.state().domains -= 1;
@@ -385,6 +393,7 @@ unsafe extern "C" fn dealloc_pd(pd: *mut verbs::Pd) -> c_int {
     drop(unsafe { Box::from_raw(pd) });
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn reg_mr(
     pd: *mut verbs::Pd,
     addr: *mut c_void,
@@ -400,6 +409,7 @@ unsafe extern "C" fn reg_mr(
     let (lkey, rkey) = (state.tags, state.tags);
     Box::into_raw(Box::new(verbs::Mr { context, pd, addr, length, handle: 0, lkey, rkey }))
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn dereg_mr(mr: *mut verbs::Mr) -> c_int {
     // SAFETY: see above.
     let device = unsafe { device((*mr).context) };
@@ -412,6 +422,7 @@ unsafe extern "C" fn dereg_mr(mr: *mut verbs::Mr) -> c_int {
     drop(unsafe { Box::from_raw(mr) });
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn alloc_mw(pd: *mut verbs::Pd, kind: c_int) -> *mut verbs::Mw {
     // SAFETY: see above.
     let context = unsafe { (*pd).context };
@@ -421,6 +432,7 @@ unsafe extern "C" fn alloc_mw(pd: *mut verbs::Pd, kind: c_int) -> *mut verbs::Mw
     state.tags += 1 << 8;
     Box::into_raw(Box::new(verbs::Mw { context, pd, rkey: state.tags, handle: 0, kind }))
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn dealloc_mw(mw: *mut verbs::Mw) -> c_int {
     // SAFETY: see above.
     let mut state = unsafe { device((*mw).context) }.state();
@@ -433,12 +445,14 @@ unsafe extern "C" fn dealloc_mw(mw: *mut verbs::Mw) -> c_int {
     0
 }
 
+// SAFETY: as said for all of them.
 unsafe extern "C" fn create_comp_channel(context: *mut verbs::Context) -> *mut verbs::CompChannel {
     // One descriptor for each, as each is watched.
     // SAFETY: see above.
     let fd = unsafe { device(context) }.completed.try_clone().unwrap().into_raw_fd();
     Box::into_raw(Box::new(verbs::CompChannel { context, fd, refcnt: 0 }))
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn destroy_comp_channel(channel: *mut verbs::CompChannel) -> c_int {
     // SAFETY: see above.
     let channel = unsafe { Box::from_raw(channel) };
@@ -446,6 +460,7 @@ unsafe extern "C" fn destroy_comp_channel(channel: *mut verbs::CompChannel) -> c
     drop(unsafe { OwnedFd::from_raw_fd(channel.fd) });
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn create_cq(
     context: *mut verbs::Context,
     cqe: c_int,
@@ -455,11 +470,13 @@ unsafe extern "C" fn create_cq(
 ) -> *mut verbs::Cq {
     Box::into_raw(Box::new(verbs::Cq { context, channel, cq_context, handle: 0, cqe }))
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn destroy_cq(cq: *mut verbs::Cq) -> c_int {
     // SAFETY: see above.
     drop(unsafe { Box::from_raw(cq) });
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn get_cq_event(
     channel: *mut verbs::CompChannel,
     _: *mut *mut verbs::Cq,
@@ -471,10 +488,13 @@ unsafe extern "C" fn get_cq_event(
         Err(e) => set_errno(e.raw_os_error()),
     }
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn ack_cq_events(_: *mut verbs::Cq, _: u32) {}
+// SAFETY: as said for all of them.
 unsafe extern "C" fn req_notify_cq(_: *mut verbs::Cq, _: c_int) -> c_int {
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn poll_cq(cq: *mut verbs::Cq, room: c_int, into: *mut Wc) -> c_int {
     // SAFETY: see above.
     let mut state = unsafe { device((*cq).context) }.state();
@@ -488,16 +508,20 @@ unsafe extern "C" fn poll_cq(cq: *mut verbs::Cq, room: c_int, into: *mut Wc) -> 
     }
     count
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn get_async_event(context: *mut verbs::Context, _: *mut verbs::AsyncEvent) -> c_int {
     // SAFETY: see above.
     let ended = unsafe { device(context) }.state().ended;
     set_errno(if ended { libc::EIO } else { libc::EAGAIN })
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn ack_async_event(_: *mut verbs::AsyncEvent) {}
+// SAFETY: as said for all of them.
 unsafe extern "C" fn wc_status_str(_: c_int) -> *const c_char {
     c"a status".as_ptr()
 }
 
+// SAFETY: as said for all of them.
 unsafe extern "C" fn post_send(qp: *mut verbs::Qp, first: *mut SendWr, _: *mut *mut SendWr) -> c_int {
     // SAFETY: see above.
     let mut state = unsafe { device((*qp).context) }.state();
@@ -524,6 +548,7 @@ unsafe extern "C" fn post_send(qp: *mut verbs::Qp, first: *mut SendWr, _: *mut *
     }
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn post_recv(qp: *mut verbs::Qp, first: *mut RecvWr, _: *mut *mut RecvWr) -> c_int {
     // SAFETY: see above.
     let mut state = unsafe { device((*qp).context) }.state();
@@ -536,15 +561,18 @@ unsafe extern "C" fn post_recv(qp: *mut verbs::Qp, first: *mut RecvWr, _: *mut *
     0
 }
 
+// SAFETY: as said for all of them.
 unsafe extern "C" fn create_event_channel() -> *mut cm::EventChannel {
     let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE).unwrap();
     let raw = cm::EventChannel { fd: fd.as_raw_fd() };
     Box::into_raw(Box::new(Channel { raw, fd, events: Mutex::default() })).cast()
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn destroy_event_channel(channel: *mut cm::EventChannel) {
     // SAFETY: see above.
     drop(unsafe { Box::from_raw(channel.cast::<Channel>()) });
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn create_id(
     channel: *mut cm::EventChannel,
     id: *mut *mut cm::Id,
@@ -558,15 +586,18 @@ unsafe extern "C" fn create_id(
     unsafe { *id = Box::into_raw(made) };
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn destroy_id(id: *mut cm::Id) -> c_int {
     // SAFETY: see above.
     let id = unsafe { Box::from_raw(id) };
     assert!(id.qp.is_null(), "the queue pair goes before its identifier");
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn set_option(_: *mut cm::Id, _: c_int, _: c_int, _: *mut c_void, _: usize) -> c_int {
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn bind_addr(id: *mut cm::Id, addr: *mut libc::sockaddr) -> c_int {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: an address of IPv4, as all of these devices have.
@@ -585,11 +616,13 @@ unsafe extern "C" fn bind_addr(id: *mut cm::Id, addr: *mut libc::sockaddr) -> c_
     unsafe { (*id).verbs = ptr::from_ref(*device).cast::<verbs::Context>().cast_mut() };
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn listen(id: *mut cm::Id, _: c_int) -> c_int {
     // SAFETY: see above.
     unsafe { device((*id).verbs) }.set(|state| state.listening = id as usize);
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn resolve_addr(
     _: *mut cm::Id,
     _: *mut libc::sockaddr,
@@ -598,9 +631,11 @@ unsafe extern "C" fn resolve_addr(
 ) -> c_int {
     set_errno(libc::EHOSTUNREACH)
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn resolve_route(_: *mut cm::Id, _: c_int) -> c_int {
     set_errno(libc::EHOSTUNREACH)
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn create_qp(id: *mut cm::Id, pd: *mut verbs::Pd, attr: *mut verbs::QpInitAttr) -> c_int {
     // SAFETY: see above.
     let (id, attr) = unsafe { (&mut *id, &mut *attr) };
@@ -627,6 +662,7 @@ unsafe extern "C" fn create_qp(id: *mut cm::Id, pd: *mut verbs::Pd, attr: *mut v
     state.connected = ptr::from_mut(id) as usize;
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn destroy_qp(qp: *mut verbs::Qp) -> c_int {
     // SAFETY: see above.
     let device = unsafe { device((*qp).context) };
@@ -639,6 +675,7 @@ unsafe extern "C" fn destroy_qp(qp: *mut verbs::Qp) -> c_int {
     0
 }
 /// The peer agrees at once.
+// SAFETY: as said for all of them.
 unsafe extern "C" fn connect(id: *mut cm::Id, _: *mut ConnParam) -> c_int {
     // SAFETY: see above.
     unsafe { device((*id).verbs) }.wait(|state| !state.hold);
@@ -646,13 +683,16 @@ unsafe extern "C" fn connect(id: *mut cm::Id, _: *mut ConnParam) -> c_int {
     unsafe { tell(id, cm::event::ESTABLISHED) };
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn reject(_: *mut cm::Id, _: *const c_void, _: u8) -> c_int {
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn disconnect(_: *mut cm::Id) -> c_int {
     0
 }
 /// Events move without a word, as in the kernel.
+// SAFETY: as said for all of them.
 unsafe extern "C" fn migrate_id(id: *mut cm::Id, to: *mut cm::EventChannel) -> c_int {
     // SAFETY: see above.
     let from = unsafe { Channel::of(id) };
@@ -672,6 +712,7 @@ unsafe extern "C" fn migrate_id(id: *mut cm::Id, to: *mut cm::EventChannel) -> c
     }
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn get_cm_event(channel: *mut cm::EventChannel, event: *mut *mut cm::Event) -> c_int {
     // SAFETY: see above.
     let channel = unsafe { &*channel.cast::<Channel>() };
@@ -692,6 +733,7 @@ unsafe extern "C" fn get_cm_event(channel: *mut cm::EventChannel, event: *mut *m
     }
     0
 }
+// SAFETY: as said for all of them.
 unsafe extern "C" fn ack_cm_event(event: *mut cm::Event) -> c_int {
     // SAFETY: see above.
     drop(unsafe { Box::from_raw(event) });
