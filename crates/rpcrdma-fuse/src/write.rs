@@ -160,8 +160,13 @@ impl WriteBack {
     /// The server has just said how long the file is; it was asked at this [`Writer::epoch`].
     pub(crate) fn ends(&self, attributes: &Attributes, epoch: u64) {
         let mut state = lock(&self.state);
+        // A server that has restarted may have forgotten what will be written to it again.
+        let forgotten = state.is_at_work() && state.end.is_some_and(|(end, _)| attributes.size < end);
         // Replies may overtake each other.
-        if !state.may_have_passed(epoch) && state.end.is_none_or(|(_, ctime)| ctime <= attributes.ctime) {
+        if !state.may_have_passed(epoch)
+            && !forgotten
+            && state.end.is_none_or(|(_, ctime)| ctime <= attributes.ctime)
+        {
             state.end = Some((attributes.size, attributes.ctime));
         }
     }
@@ -555,5 +560,31 @@ async fn flush_now_and_then(writer: Weak<Writer>) {
         ticks.tick().await;
         let Some(writer) = writer.upgrade() else { return };
         writer.press();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rpcrdma::nfs::v3::FileType;
+
+    use super::*;
+    use crate::shared::blank;
+
+    #[test]
+    fn the_end_of_a_file_stays_while_a_server_may_have_forgotten_it() {
+        let writes = WriteBack::default();
+        let said = |size| writes.ends(&Attributes { size, ..blank(FileType::Regular) }, 0);
+        said(10);
+        lock(&writes.state).committing = true;
+        said(5);
+        assert_eq!(writes.end(), Some(10));
+        said(20);
+        assert_eq!(writes.end(), Some(20));
+        lock(&writes.state).committing = false;
+        said(5);
+        assert_eq!(writes.end(), Some(5));
+        lock(&writes.state).answered = 1;
+        said(7);
+        assert_eq!(writes.end(), Some(5), "asked before a write was answered");
     }
 }
